@@ -1,0 +1,37 @@
+"""Take a concept out of a text-to-image diffusion model, reversibly: findings -> Edit -> apply, revert, save, export.
+
+Names are loaded on first use: ``import erase`` imports neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from probe import __version__ as __version__
+from probe._lazy import attach
+
+# Public name -> the module that defines it; see probe/__init__.py.
+_EXPORTS = {
+    "Delta": "_changes",
+    "Mask": "_changes",
+    "Replace": "_changes",
+    "Edit": "_edit",
+    "load_edit": "_edit",
+    "stack": "_edit",
+    "concept_prune": "prune",
+    "control_mask": "prune",
+    "prune_neurons": "prune",
+}
+
+if TYPE_CHECKING:
+    from ._changes import Delta as Delta
+    from ._changes import Mask as Mask
+    from ._changes import Replace as Replace
+    from ._edit import Edit as Edit
+    from ._edit import load_edit as load_edit
+    from ._edit import stack as stack
+    from .prune import concept_prune as concept_prune
+    from .prune import control_mask as control_mask
+    from .prune import prune_neurons as prune_neurons
+
+__getattr__, __dir__, __all__ = attach(__name__, _EXPORTS)

@@ -1,0 +1,91 @@
+"""Observe a text-to-image diffusion model: trace, record, score, evaluate, plot. Never changes weights or modules.
+
+Names are loaded on first use: ``import probe`` imports neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._lazy import attach
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. The block under TYPE_CHECKING says the same to type checkers and editors;
+# a test holds the two together.
+_EXPORTS = {
+    "AmbiguousBatch": "errors",
+    "BadInput": "errors",
+    "EditConflict": "errors",
+    "EditOrderError": "errors",
+    "HeaderMismatch": "errors",
+    "MissingExtra": "errors",
+    "NeverFired": "errors",
+    "StoreDamaged": "errors",
+    "UnknownName": "errors",
+    "WorkbenchError": "errors",
+    "WrongModel": "errors",
+    "Fingerprint": "provenance",
+    "fingerprint": "provenance",
+    "lineage": "provenance",
+    "Site": "_sites",
+    "sites": "_sites",
+    "StopForward": "_trace",
+    "Trace": "_trace",
+    "TraceDict": "_trace",
+    "load": "_load",
+    "NeuronMap": "_neuron_map",
+    "Run": "_record",
+    "by_site": "_record",
+    "open_run": "_record",
+    "record": "_record",
+    "samples": "_record",
+    "generate": "_generate",
+    "score": "scores",
+    "Concept": "world",
+    "World": "world",
+    "concepts": "world",
+    "Detector": "detect",
+    "detector": "detect",
+    "evaluate": "_evaluate",
+}
+
+if TYPE_CHECKING:
+    from ._evaluate import evaluate as evaluate
+    from ._generate import generate as generate
+    from ._load import load as load
+    from ._neuron_map import NeuronMap as NeuronMap
+    from ._record import Run as Run
+    from ._record import by_site as by_site
+    from ._record import open_run as open_run
+    from ._record import record as record
+    from ._record import samples as samples
+    from ._sites import Site as Site
+    from ._sites import sites as sites
+    from ._trace import StopForward as StopForward
+    from ._trace import Trace as Trace
+    from ._trace import TraceDict as TraceDict
+    from .detect import Detector as Detector
+    from .detect import detector as detector
+    from .errors import AmbiguousBatch as AmbiguousBatch
+    from .errors import BadInput as BadInput
+    from .errors import EditConflict as EditConflict
+    from .errors import EditOrderError as EditOrderError
+    from .errors import HeaderMismatch as HeaderMismatch
+    from .errors import MissingExtra as MissingExtra
+    from .errors import NeverFired as NeverFired
+    from .errors import StoreDamaged as StoreDamaged
+    from .errors import UnknownName as UnknownName
+    from .errors import WorkbenchError as WorkbenchError
+    from .errors import WrongModel as WrongModel
+    from .provenance import Fingerprint as Fingerprint
+    from .provenance import fingerprint as fingerprint
+    from .provenance import lineage as lineage
+    from .scores import score as score
+    from .world import Concept as Concept
+    from .world import World as World
+    from .world import concepts as concepts
+
+_SUBMODULES = ("detect", "errors", "metrics", "plots", "provenance", "scores", "stats", "testing", "world")
+
+__getattr__, __dir__, __all__ = attach(__name__, _EXPORTS, _SUBMODULES)
