@@ -1,4 +1,7 @@
-"""Lazy package namespaces (PEP 562): ``import probe`` costs milliseconds; a name that needs torch loads it on first use."""
+"""Lazy package namespaces (PEP 562).
+
+``import probe`` costs milliseconds; torch and diffusers are loaded by the first name that needs them.
+"""
 
 from __future__ import annotations
 
