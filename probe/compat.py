@@ -152,3 +152,60 @@ def _write_tables(vocab: dict[str, int], pairs: list[tuple[str, str]], folder: P
 
 def _write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     path.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+_PREFIX = "text_model."
+
+
+def canonical_name(component: str, name: str) -> str:
+    """The name of a module or parameter as files have it: text encoders with ``text_model.``, as on the hub."""
+    if not component.startswith("text_encoder") or name.startswith((_PREFIX, "text_projection")):
+        return name
+    return _PREFIX + name
+
+
+def live_name(component: Any, name: str) -> str:
+    """The name that a canonical one has inside ``component`` (a module) on the installed version."""
+    if name.startswith(_PREFIX) and not hasattr(component, _PREFIX.rstrip(".")):
+        return name.removeprefix(_PREFIX)
+    return name
+
+
+# --- UNets ------------------------------------------------------------------------------------------------------------
+
+
+def refuse_compiled(module: Any, what: str) -> None:
+    """Raise `BadInput` for a `torch.compile`d module: its graph bypasses hooks."""
+    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        raise BadInput(
+            f"{what} is compiled, and a compiled graph does not call hooks",
+            given=type(module).__name__,
+            fix="work on the module as it was before torch.compile (module._orig_mod), or load the pipeline again",
+        )
+
+
+def unet_inputs(config: Any, *, device: str = "cpu", samples: int = 1, tokens: int = 4) -> dict[str, Any]:
+    """Keyword arguments of the right shapes, all zero, for one call of the `UNet2DConditionModel` of that config."""
+    import torch
+
+    size = config.sample_size if isinstance(config.sample_size, int | None) else max(config.sample_size)
+    multiple = 2 ** (len(config.block_out_channels) - 1)  # so that up and down paths meet in size
+    size = -(-min(size or 64, 64) // multiple) * multiple
+    width = config.encoder_hid_dim or config.cross_attention_dim
+    width = width if isinstance(width, int) else width[0]
+
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(samples, *shape, device=device)
+
+    inputs: dict[str, Any] = {
+        "sample": zeros(config.in_channels, size, size),
+        "timestep": torch.zeros(samples, device=device),
+        "encoder_hidden_states": zeros(tokens, width),
+    }
+    if config.addition_embed_type == "text_time":  # SDXL
+        ids = 6 * config.addition_time_embed_dim
+        pooled = config.projection_class_embeddings_input_dim - ids
+        inputs["added_cond_kwargs"] = {"text_embeds": zeros(pooled), "time_ids": zeros(6)}
+    return inputs
