@@ -69,8 +69,8 @@ def test_a_unanimous_rate_keeps_an_honest_interval(hit):
 
 def test_unanimous_differences_keep_an_honest_interval():
     u = stats.wilson(0, 30).high
-    same = stats.paired_difference([1.0] * 30, [1.0] * 30, range(30), bounds=(0, 1))
-    lost = stats.paired_difference([1.0] * 30, [0.0] * 30, range(30), bounds=(0, 1))
+    same = stats.paired_difference([1.0] * 30, [1.0] * 30, range(30), bounds=(0.0, 1.0))
+    lost = stats.paired_difference([1.0] * 30, [0.0] * 30, range(30), bounds=(0.0, 1.0))
     assert (same.value, same.low, same.high) == pytest.approx((0, -u, u))
     assert (lost.value, lost.low, lost.high) == pytest.approx((-1, -1, -1 + 2 * u))
     unbounded = stats.paired_difference([20.0] * 3, [18.0] * 3, range(3))
@@ -83,7 +83,7 @@ def test_a_paired_difference_is_narrower_than_the_rates_it_joins_and_drops_half_
     before = (rng.random(200) < 0.7).astype(float)
     after = before.copy()
     after[:10] = 0.0
-    found = stats.paired_difference(before, after, np.arange(200), bounds=(0, 1))
+    found = stats.paired_difference(before, after, np.arange(200), bounds=(0.0, 1.0))
     assert found.value == pytest.approx((after - before).mean())
     assert found.low < found.value < found.high <= 0
     assert found.high - found.low < stats.rate(after, np.arange(200)).high - stats.rate(after, np.arange(200)).low
@@ -125,7 +125,7 @@ def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
     "call",
     [
         lambda: stats.wilson(3, 2),
-        lambda: stats.wilson(1, 2, level=95),
+        lambda: stats.wilson(1, 2, level=95.0),
         lambda: stats.rate([0.5], ["a"]),
         lambda: stats.rate([1.0, 0.0], ["a"]),
         lambda: stats.cluster_bootstrap([np.inf], ["a"]),
