@@ -1,0 +1,11 @@
+"""What the command lines of ``probe`` and ``erase`` share: options from signatures, one result, errors, exit codes.
+
+A command is a plain function ``command(task, <its own arguments>)``. Its options are the keyword-only parameters of the
+library function behind it, read from the source without importing it, so that no ``--help`` waits for torch.
+"""
+
+from ._app import command, new_app, run
+from ._options import Option, from_signature
+from ._task import Task
+
+__all__ = ["Option", "Task", "command", "from_signature", "new_app", "run"]

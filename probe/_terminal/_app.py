@@ -1,0 +1,156 @@
+"""From a function to a command, and from whatever it raises to an exit code.
+
+Exit codes: 0; 1 a bug, with its traceback; 2 an error the user can mend, in one line with the fix; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from ..errors import BadInput, WorkbenchError
+from ._json import to_json
+from ._options import ALWAYS, CONFIG, MODEL, OUT, Option
+from ._signature import REQUIRED, Unread
+from ._task import Task, read_config, refuse_unknown
+
+OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+# What the machine, not the program, refuses: no room, no permission, a read-only disk.
+_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+
+
+def new_app(name: str, help: str) -> typer.Typer:
+    """An application without typer's own error boxes: `run` reports errors."""
+    return typer.Typer(
+        name=name,
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+def command(
+    app: typer.Typer, name: str, *, options: Sequence[Option] = (), model: bool = False, out: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers ``function(task, ...)`` as a command.
+
+    ``options`` are those of the library function behind it and reach the command as ``task.config``; with them comes
+    ``--config``. ``model`` adds ``--model --device --dtype``, ``out`` adds ``--out --force --dry-run``.
+    """
+    shared = [*(MODEL if model else ()), *(OUT if out else ()), *(CONFIG if options else ()), *ALWAYS]
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        parameters = [*own, *(o.to_parameter() for o in [*options, *shared])]
+
+        def invoke(**values: Any) -> None:
+            own_values = {p.name: values.pop(p.name) for p in own}
+            task = _task(f"{app.info.name} {name}", options, shared, values)
+            _set_up_logging(task)
+            function(task, **own_values)
+
+        invoke.__doc__ = function.__doc__
+        invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        invoke.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name, no_args_is_help=False)(invoke)
+        return function
+
+    return register
+
+
+def _task(name: str, options: Sequence[Option], shared: Sequence[Option], values: dict[str, Any]) -> Task:
+    """Options from the command line, then from ``--config``, then defaults; checked against their annotations."""
+    known = {o.name: o for o in [*options, *shared]}
+    found: dict[str, Any] = {}
+    if values.get("config"):
+        found = read_config(values["config"])
+        refuse_unknown(found, set(known) - {o.name for o in [*CONFIG, *ALWAYS]})
+    resolved = {}
+    for option in known.values():
+        given = values[option.name] if values[option.name] is not None else found.get(option.name)
+        if given is None and option.default is REQUIRED:
+            raise BadInput(f"--{option.dashed} is missing", expected=option.help)
+        if given is not None:
+            resolved[option.name] = option.parse(given)
+        elif not isinstance(option.default, Unread):  # an unread default is the function's own business
+            resolved[option.name] = option.default
+    taken = {o.name for o in options}
+    return Task(
+        name, {k: v for k, v in resolved.items() if k not in taken}, {k: v for k, v in resolved.items() if k in taken}
+    )
+
+
+def _set_up_logging(task: Task) -> None:
+    """Warnings of this project on stderr, more with -v, less with -q; other libraries speak only with -v."""
+    verbose, quiet = task.shared["verbose"], task.shared["quiet"]
+    logging.captureWarnings(True)
+    logging.basicConfig(
+        stream=sys.stderr, format="%(message)s", level=logging.WARNING if verbose else logging.ERROR, force=True
+    )
+    for package in ("probe", "erase"):
+        logging.getLogger(package).setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
+    if not verbose:  # read by these libraries when they are imported
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
+    """Runs the application and returns its exit code; prints errors as one line, or as the one JSON document."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in arguments
+    verbose = "--verbose" in arguments or "-v" in arguments
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name=app.info.name, standalone_mode=False)
+        if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else OK
+    except WorkbenchError as error:
+        _report(error.to_dict(), error.message, as_json=as_json, trace=verbose)
+        return USER_ERROR
+    except (KeyboardInterrupt, typer.Abort):
+        _report({"error": "Interrupted", "what": "interrupted"}, "interrupted", as_json=as_json)
+        return INTERRUPTED
+    except Exception as error:
+        mended = _usage_error(error, app) or _refused_by_the_machine(error)
+        if mended is not None:
+            _report(mended.to_dict(), mended.message, as_json=as_json, trace=verbose)
+            return USER_ERROR
+        what = f"{type(error).__name__}: {error}"
+        _report({"error": type(error).__name__, "what": str(error)}, f"bug: {what}", as_json=as_json, trace=True)
+        return BUG
+
+
+def _report(document: dict[str, Any], line: str, *, as_json: bool, trace: bool = False) -> None:
+    if trace:
+        traceback.print_exc(file=sys.stderr)
+    if as_json:
+        sys.stdout.write(to_json({"error": document}) + "\n")
+    else:
+        sys.stderr.write(f"error: {' '.join(line.split())}\n")
+
+
+def _usage_error(error: Exception, app: typer.Typer) -> BadInput | None:
+    """The parser's complaints about a command line. Known by shape: typer has moved the classes between releases."""
+    if not hasattr(error, "format_message") or getattr(error, "exit_code", None) != USER_ERROR:
+        return None
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else app.info.name
+    return BadInput(error.format_message(), nearest=getattr(error, "possibilities", None) or (), fix=f"{path} --help")
+
+
+def _refused_by_the_machine(error: Exception) -> WorkbenchError | None:
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        given = error.filename if error.filename is not None else None
+        return WorkbenchError(error.strerror or str(error), given=given)
+    return None

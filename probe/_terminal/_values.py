@@ -1,0 +1,80 @@
+"""Text of the command line, or values of a config file, made into what an annotation asks for."""
+
+from __future__ import annotations
+
+import collections.abc
+import typing
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput
+
+# What an annotation may name and still be checked here; the library function checks the rest itself.
+_NAMES = {
+    **{name: getattr(typing, name) for name in ("Any", "Literal", "Union", "Optional")},
+    **{name: getattr(collections.abc, name) for name in ("Sequence", "Mapping", "Iterable", "Collection")},
+    "Path": Path,
+    "PathLike": str,
+}
+
+
+def plain_type(annotation: str) -> type | None:
+    """``int``, ``float``, ``str`` or ``bool`` where the annotation is one of these, or one of these or None."""
+    text = annotation.removesuffix("| None").strip()
+    return {"int": int, "float": float, "str": str, "bool": bool}.get(text)
+
+
+def choices(annotation: str) -> tuple[str, ...]:
+    """The names that ``Literal[...]`` allows, or ()."""
+    hint = _resolve(annotation)
+    options = [hint, *typing.get_args(hint)]
+    literals = [typing.get_args(o) for o in options if typing.get_origin(o) is typing.Literal]
+    return tuple(value for group in literals for value in group if isinstance(value, str))
+
+
+def read(name: str, annotation: str, text: str) -> Any:
+    """The value of ``--name text``: YAML scalars, with commas a list (``--window 999,821``)."""
+    if plain_type(annotation) or choices(annotation):
+        return check(name, annotation, text)
+    import yaml
+
+    parts = [yaml.safe_load(part) for part in text.split(",")]
+    return check(name, annotation, parts if len(parts) > 1 else parts[0])
+
+
+def check(name: str, annotation: str, value: Any) -> Any:
+    """``value`` as the annotation wants it, or `BadInput` that says what was expected."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = choices(annotation)
+    if known and isinstance(value, str) and value not in known:
+        from ..errors import nearest
+
+        expected = f"one of {', '.join(known)}"
+        raise BadInput(f"--{_dashed(name)}", given=repr(value), expected=expected, nearest=nearest(value, known))
+    hint = _resolve(annotation)
+    if hint is None:
+        return value
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise BadInput(
+            f"--{_dashed(name)}", given=repr(value), expected=f"{annotation} ({reason[0].lower()}{reason[1:]})"
+        ) from None
+
+
+def _resolve(annotation: str) -> Any:
+    """The type behind the text, or None where it names something this module does not know."""
+    try:
+        # The text comes from this project's own source, never from a user.
+        return eval(annotation, {"__builtins__": {}}, {**_NAMES, **_BUILTINS})  # noqa: S307
+    except (NameError, TypeError, SyntaxError, AttributeError):
+        return None
+
+
+_BUILTINS = {t.__name__: t for t in (int, float, str, bool, bytes, list, tuple, dict, set, object)} | {"None": None}
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
