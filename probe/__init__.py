@@ -48,10 +48,16 @@ _EXPORTS = {
     "Detector": "detect",
     "detector": "detect",
     "evaluate": "_evaluate",
+    "read_results": "_evaluate",
+    "plot_before_after": "plots",
+    "plot_layer_density": "plots",
+    "plot_layer_step_scores": "plots",
+    "plot_tradeoff": "plots",
 }
 
 if TYPE_CHECKING:
     from ._evaluate import evaluate as evaluate
+    from ._evaluate import read_results as read_results
     from ._generate import generate as generate
     from ._load import load as load
     from ._neuron_map import NeuronMap as NeuronMap
@@ -78,6 +84,10 @@ if TYPE_CHECKING:
     from .errors import UnknownName as UnknownName
     from .errors import WorkbenchError as WorkbenchError
     from .errors import WrongModel as WrongModel
+    from .plots import plot_before_after as plot_before_after
+    from .plots import plot_layer_density as plot_layer_density
+    from .plots import plot_layer_step_scores as plot_layer_step_scores
+    from .plots import plot_tradeoff as plot_tradeoff
     from .provenance import Fingerprint as Fingerprint
     from .provenance import fingerprint as fingerprint
     from .provenance import lineage as lineage
