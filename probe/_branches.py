@@ -1,0 +1,89 @@
+"""Which rows of a network call belong to which sample and which branch of classifier-free guidance.
+
+The layout is never guessed from the rows: one guided prompt and two unguided ones give identical calls. Whoever makes
+the call knows the number of samples and whether the pipeline is guiding; the rows must then agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from probe.errors import AmbiguousBatch, BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GUIDED, UNGUIDED = ("uncond", "cond"), ("cond",)
+
+#: Pipelines whose calls hold other branches, or other calls, than plain guidance has.
+_OTHER_GUIDANCE = {
+    "InstructPix2Pix": "three-way guidance (text and image)",
+    "SAG": "self-attention guidance (two kinds of call a step)",
+    "PAG": "perturbed-attention guidance",
+    "AttendAndExcite": "calls with gradients inside a step",
+    "Semantic": "semantic guidance (a branch for each edit prompt)",
+    "Safe": "safe latent diffusion (three branches)",
+    "LEdits": "semantic guidance (a branch for each edit prompt)",
+    "GLIGEN": "grounding inputs in every call",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of one call: for each branch in turn, every sample once.
+
+    ``branches`` is ``("uncond", "cond")`` in a guided UNet call, ``("cond",)`` in an unguided one.
+    """
+
+    samples: int
+    branches: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of every tensor in the call."""
+        return self.samples * len(self.branches)
+
+    def check(self, rows: int) -> None:
+        """Raise `AmbiguousBatch` with the three numbers unless the call has rows = samples x branches."""
+        if rows != self.rows:
+            raise AmbiguousBatch(
+                "the rows of a network call do not match samples x branches",
+                given=f"{rows} rows",
+                expected=f"{self.samples} samples x {len(self.branches)} branches ({', '.join(self.branches)})",
+                fix="record through a plain pipeline call, or pass branches= for a loop of your own",
+            )
+
+    def split(self, x: Tensor) -> Tensor:
+        """View (rows, ...) as (b, s, ...): branch, sample, and the rest unchanged."""
+        self.check(x.shape[0])
+        return x.reshape(len(self.branches), self.samples, *x.shape[1:])
+
+
+def layout_of(pipe: Any, samples: int, branches: tuple[str, ...] | None = None) -> Layout:
+    """The layout of the UNet calls of ``pipe``, asked inside its first one.
+
+    Before the call, ``pipe.do_classifier_free_guidance`` still holds the answer for the previous call. A loop that is
+    no pipeline call says its ``branches`` itself. Other kinds of guidance are refused by name with `BadInput`.
+    """
+    if branches is not None:
+        return Layout(samples, tuple(branches))
+    refuse_other_guidance(pipe)
+    return Layout(samples, GUIDED if pipe.do_classifier_free_guidance else UNGUIDED)
+
+
+def refuse_other_guidance(pipe: Any) -> None:
+    """Raise `BadInput` for pipelines that guide otherwise than by one uncond and one cond branch."""
+    name = type(pipe).__name__
+    reason = next((why for part, why in _OTHER_GUIDANCE.items() if part in name), None)
+    if reason is None and getattr(pipe, "do_perturbed_attention_guidance", False):
+        reason = _OTHER_GUIDANCE["PAG"]
+    if reason is None and not hasattr(pipe, "do_classifier_free_guidance"):
+        reason = "it does not say whether it guides (no do_classifier_free_guidance)"
+    if reason is not None:
+        raise BadInput(
+            "branches are known only for plain classifier-free guidance",
+            given=f"{name}: {reason}",
+            expected="StableDiffusionPipeline or StableDiffusionXLPipeline",
+            fix="use the plain text-to-image pipeline of the same model",
+        )
