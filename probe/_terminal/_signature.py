@@ -45,18 +45,37 @@ def _module(name: str) -> ast.Module:
 def keyword_only(target: str) -> list[Parameter]:
     """The keyword-only parameters of ``target`` (``package.module:function``), in the order of its signature."""
     module, _, name = target.partition(":")
-    function = next(n for n in _module(module).body if isinstance(n, ast.FunctionDef) and n.name == name)
-    arguments = function.args
+    body = _module(module).body
+    function = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == name)
+    constants = _Constants(body)
     return [
-        Parameter(a.arg, ast.unparse(a.annotation) if a.annotation else "Any", _default(default))
-        for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        Parameter(
+            a.arg, ast.unparse(constants.visit(a.annotation)) if a.annotation else "Any", _default(default, constants)
+        )
+        for a, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
     ]
 
 
-def _default(node: ast.expr | None) -> Any:
+class _Constants(ast.NodeTransformer):
+    """Puts what a module assigns at its top level in place of the name: ``Votes = Literal["any", "all"]``."""
+
+    def __init__(self, body: list[ast.stmt]) -> None:
+        self.values = {
+            target.id: node.value
+            for node in body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.values.get(node.id, node)
+
+
+def _default(node: ast.expr | None, constants: _Constants) -> Any:
     if node is None:
         return REQUIRED
     try:
-        return ast.literal_eval(node)
+        return ast.literal_eval(constants.visit(node))
     except ValueError:
         return Unread(ast.unparse(node))

@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput
+from .._options import converted
 
 # What an annotation may name and still be checked here; the library function checks the rest itself.
 _NAMES = {
@@ -43,25 +43,9 @@ def read(name: str, annotation: str, text: str) -> Any:
 
 
 def check(name: str, annotation: str, value: Any) -> Any:
-    """``value`` as the annotation wants it, or `BadInput` that says what was expected."""
-    from pydantic import TypeAdapter, ValidationError
-
-    known = choices(annotation)
-    if known and isinstance(value, str) and value not in known:
-        from ..errors import nearest
-
-        expected = f"one of {', '.join(known)}"
-        raise BadInput(f"--{_dashed(name)}", given=repr(value), expected=expected, nearest=nearest(value, known))
+    """``value`` as the annotation wants it; as it is where the annotation names a type that only its module knows."""
     hint = _resolve(annotation)
-    if hint is None:
-        return value
-    try:
-        return TypeAdapter(hint).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise BadInput(
-            f"--{_dashed(name)}", given=repr(value), expected=f"{annotation} ({reason[0].lower()}{reason[1:]})"
-        ) from None
+    return value if hint is None else converted(f"--{name.replace('_', '-')}", value, hint)
 
 
 def _resolve(annotation: str) -> Any:
@@ -74,7 +58,3 @@ def _resolve(annotation: str) -> Any:
 
 
 _BUILTINS = {t.__name__: t for t in (int, float, str, bool, bytes, list, tuple, dict, set, object)} | {"None": None}
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")

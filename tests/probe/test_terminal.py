@@ -17,9 +17,11 @@ from probe._terminal._values import check, read
 
 TOY = '''
 import not_installed_anywhere
-LATER = 3
+LATER = max(1, 3)
+Rule = Literal["row", "global"]
+FIRST = (999, 821)
 
-def grow(tree, *, height: float = 1.5, window: tuple[int, int] = (999, 821), rule: Literal["row", "global"] = "row",
+def grow(tree, *, height: float = 1.5, window: tuple[int, int] = FIRST, rule: Rule = "row",
          names: str | Sequence[str] = "ffn", late: int = LATER, keep: NeuronMap | None = None, careful: bool = True,
          note: str | None = None, needed: int):
     """Never called: the module cannot even be imported."""
@@ -100,8 +102,8 @@ def test_options_arrive_with_their_types(toy: typer.Typer, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--rule", "gobal"], ["--rule", "'gobal'", "one of row, global", "nearest: global"]),
-        (["--window", "1,2,3"], ["--window", "[1, 2, 3]", "tuple[int, int]"]),
+        (["--rule", "gobal"], ["--rule", "'gobal'", "one of global, row", "nearest: global"]),
+        (["--window", "1,2,3"], ["--window", "[1, 2, 3]", "at most 2 items"]),
         (["--heigth", "2"], ["--heigth", "--height", "toy grow --help"]),
         (["--height", "tall"], ["tall"]),
         (["--config", "absent.yaml"], ["--config names no file", "absent.yaml"]),
@@ -195,5 +197,5 @@ def test_values_follow_the_annotation(annotation: str, text: str, value: Any) ->
 
 
 def test_values_of_a_wrong_type_are_refused() -> None:
-    with pytest.raises(BadInput, match="--n-steps; given: 'many'; expected: int"):
+    with pytest.raises(BadInput, match=r"--n-steps cannot be used; given: 'many'; expected: .*integer"):
         check("n_steps", "int", "many")
