@@ -209,3 +209,30 @@ def unet_inputs(config: Any, *, device: str = "cpu", samples: int = 1, tokens: i
         pooled = config.projection_class_embeddings_input_dim - ids
         inputs["added_cond_kwargs"] = {"text_embeds": zeros(pooled), "time_ids": zeros(6)}
     return inputs
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+#: Entries of a transformers config that say how it was saved or run, not what the network is.
+_BOOKKEEPING = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type", "use_cache"}
+
+
+def clean_config(component: Any) -> dict[str, Any]:
+    """What a network's config decides, without bookkeeping and without entries at their default.
+
+    Leaving defaults out keeps it the same when a later library version adds an entry that changes nothing.
+    """
+    config = component.config
+    if hasattr(config, "to_dict"):  # transformers
+        values, defaults = config.to_dict(), type(config)().to_dict()
+    else:  # diffusers
+        import inspect
+
+        values = dict(config)
+        defaults = {k: p.default for k, p in inspect.signature(type(component).__init__).parameters.items()}
+    kept = {k: _lists(v) for k, v in values.items() if not k.startswith("_") and k not in _BOOKKEEPING}
+    return {k: v for k, v in kept.items() if k not in defaults or v != _lists(defaults[k])}
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
