@@ -224,7 +224,7 @@ class Fingerprint:
                 found = self.architecture[component] if part == "architecture" else self.component(component)
                 if found != expected:
                     raise WrongModel(
-                        f"{what} was made on another model: {component}'s {part} differs",
+                        f"{what} was made on another model: {component} differs in {part}",
                         given=found[:16],
                         expected=expected[:16],
                         fix="load the model it was made on" + _in_force(self._modules[component]),
