@@ -35,11 +35,12 @@ _EXPORTS = {
     "TraceDict": "_trace",
     "load": "_load",
     "NeuronMap": "_neuron_map",
-    "Run": "_record",
-    "by_site": "_record",
-    "open_run": "_record",
+    "Run": "_run",
+    "by_site": "_run",
+    "open_run": "_run",
+    "verify": "_run",
     "record": "_record",
-    "samples": "_record",
+    "samples": "_samples",
     "generate": "_generate",
     "score": "scores",
     "Concept": "world",
@@ -49,6 +50,7 @@ _EXPORTS = {
     "detector": "detect",
     "evaluate": "_evaluate",
     "read_results": "_evaluate",
+    "result_images": "_evaluate",
     "plot_before_after": "plots",
     "plot_layer_density": "plots",
     "plot_layer_step_scores": "plots",
@@ -58,14 +60,16 @@ _EXPORTS = {
 if TYPE_CHECKING:
     from ._evaluate import evaluate as evaluate
     from ._evaluate import read_results as read_results
+    from ._evaluate import result_images as result_images
     from ._generate import generate as generate
     from ._load import load as load
     from ._neuron_map import NeuronMap as NeuronMap
-    from ._record import Run as Run
-    from ._record import by_site as by_site
-    from ._record import open_run as open_run
     from ._record import record as record
-    from ._record import samples as samples
+    from ._run import Run as Run
+    from ._run import by_site as by_site
+    from ._run import open_run as open_run
+    from ._run import verify as verify
+    from ._samples import samples as samples
     from ._sites import Site as Site
     from ._sites import sites as sites
     from ._trace import StopForward as StopForward

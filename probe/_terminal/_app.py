@@ -16,11 +16,11 @@ from typing import Any
 
 import typer
 
-from ..errors import BadInput, WorkbenchError
-from ._json import to_json
-from ._options import ALWAYS, CONFIG, MODEL, OUT, Option
-from ._signature import REQUIRED, Unread
-from ._task import Task, read_config, refuse_unknown
+from probe._terminal._json import to_json
+from probe._terminal._options import ALWAYS, CONFIG, MODEL, OUT, Option
+from probe._terminal._signature import REQUIRED, Unread
+from probe._terminal._task import Task, read_config, refuse_unknown
+from probe.errors import BadInput, WorkbenchError
 
 OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 

@@ -19,6 +19,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, PurePath):
         return str(value)
+    if hasattr(value, "to_dict"):  # a table: one object a row
+        return plain(value.to_dict(orient="records"))
     if hasattr(value, "tolist"):  # numpy scalars and arrays
         return plain(value.tolist())
     if isinstance(value, Sequence | set | frozenset):

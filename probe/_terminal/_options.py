@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ._signature import REQUIRED, Parameter, Unread, keyword_only
-from ._values import check, choices, plain_type, read
-from ._words import WORDS
+from probe._terminal._signature import REQUIRED, Parameter, Unread, keyword_only
+from probe._terminal._values import check, choices, plain_type, read
+from probe._terminal._words import WORDS
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Option:
     def _metavar(self) -> str:
         known = choices(self.annotation)
         if known:
-            return "|".join(known)
+            return "|".join([*known, "true", "false"] if "bool" in self.annotation else known)
         if (plain := plain_type(self.annotation)) in (int, float):
             return "INTEGER" if plain is int else "NUMBER"
         if plain is str or self.verbatim:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInput, unknown_name
-from ._json import to_json
+from probe._terminal._json import to_json
+from probe.errors import BadInput, unknown_name
 
 if TYPE_CHECKING:
+    import pandas as pd
     from diffusers import StableDiffusionPipeline
     from rich.console import RenderableType
 
@@ -51,12 +52,12 @@ class Task:
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The model that ``--model``, ``--device`` and ``--dtype`` name."""
-        from .. import load
+        from probe._load import load
 
         return load(self.shared["model"], device=self.shared["device"], dtype=self.shared["dtype"])
 
-    def result(self, document: dict[str, Any], *text: RenderableType) -> None:
-        """Prints the result: the document under ``--json``, the text (strings and tables) otherwise. Once a command."""
+    def result(self, document: dict[str, Any], *text: str | pd.DataFrame | RenderableType) -> None:
+        """Prints the result: the document under ``--json``, the text (lines and tables) otherwise. Once a command."""
         assert not self.reported, "a command has one result"
         self.reported = True
         if self.as_json:
@@ -67,7 +68,7 @@ class Task:
         # A pipe has no width: lines stay whole there.
         console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
         for part in text:
-            console.print(part, soft_wrap=isinstance(part, str))
+            console.print(table(part) if hasattr(part, "itertuples") else part, soft_wrap=isinstance(part, str))
 
     def plan(self, **inputs: Any) -> None:
         """The result of a dry run: what the command would be called with."""
@@ -78,6 +79,20 @@ class Task:
         }
         lines = [f"would run {self.command} with", *(f"  {k} = {v}" for k, v in call.items() if v is not None)]
         self.result({"dry_run": True, "arguments": call}, "\n".join(lines))
+
+
+def table(frame: pd.DataFrame) -> RenderableType:
+    """A table for the terminal; numbers to three digits, on the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    numbers = set(frame.select_dtypes("number").columns)
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in frame.columns:
+        made.add_column(str(column), justify="right" if column in numbers else "left", overflow="fold")
+    for row in frame.itertuples(index=False):
+        made.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
+    return made
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from .._options import converted
+from probe._options import converted
 
 # What an annotation may name and still be checked here; the library function checks the rest itself.
 _NAMES = {
@@ -34,7 +34,7 @@ def choices(annotation: str) -> tuple[str, ...]:
 
 def read(name: str, annotation: str, text: str) -> Any:
     """The value of ``--name text``: YAML scalars, with commas a list (``--window 999,821``)."""
-    if plain_type(annotation) or choices(annotation):
+    if plain_type(annotation) or text in choices(annotation):
         return check(name, annotation, text)
     import yaml
 

@@ -189,7 +189,8 @@ def test_dry_run_says_what_it_would_do(toy: typer.Typer, capsys: pytest.CaptureF
         ("tuple[float, float] | None", "1e-3,2", (0.001, 2.0)),
         ("str", "1,2", "1,2"),
         ("NeuronMap | None", "church.zarr.zip", "church.zarr.zip"),
-        ("Literal['auto'] | bool", "auto", "auto"),
+        ("bool | Literal['auto']", "auto", "auto"),
+        ("bool | Literal['auto']", "false", False),
     ],
 )
 def test_values_follow_the_annotation(annotation: str, text: str, value: Any) -> None:

@@ -1,0 +1,69 @@
+"""erase generate: images of the edited model."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from erase.cli._app import app
+from probe._terminal import Task, command, from_signature
+from probe.errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TABLE = "samples.csv"
+
+_OPTIONS = from_signature("probe._generate:generate", leave_out=("progress", "on_call", "on_batch", "decode"))
+
+
+@command(app, "generate", options=_OPTIONS, model=True, out=True)
+def generate(
+    task: Task,
+    edit: Annotated[str, typer.Argument(help="a saved edit")],
+    prompt: Annotated[list[str], typer.Option(help="what to draw; repeat for several")],
+    seed: Annotated[int, typer.Option(help="seed of every image")] = 0,
+    seeds_per_prompt: Annotated[int, typer.Option(help="images of each prompt: seed, seed + 1, ...")] = 1,
+    beside: Annotated[bool, typer.Option("--beside", help="draw the same samples with the unedited model too")] = False,
+) -> None:
+    """Draw prompts with an edit in force, into a folder of PNG files with a table of samples."""
+    import erase
+    import probe
+    from probe._files import occupied, written_whole
+
+    if task.dry_run:
+        return task.plan(edit=edit, prompt=prompt, seed=seed, seeds_per_prompt=seeds_per_prompt, beside=beside)
+    if occupied(task.out) and not (task.force and (task.out / TABLE).is_file()):
+        fix = "choose another path" if task.force else "choose another path, or --force if it holds such images"
+        raise BadInput("the output path exists", given=str(task.out), fix=fix)
+    loaded, pipe = erase.load_edit(edit), task.pipeline()
+    samples = probe.samples(prompt, seed, seeds_per_prompt=seeds_per_prompt)
+    names = [
+        f"{i:03}-{_slug(text)}-{s}" for i, (text, s) in enumerate(zip(samples["prompt"], samples["seed"], strict=True))
+    ]
+    with written_whole(task.out, replace=task.force) as folder:
+        folder.mkdir()
+        files = []
+        for suffix, state in [("", loaded.applied(pipe)), *([("-original", nullcontext())] if beside else [])]:
+            with state:
+                images = probe.generate(pipe, samples, progress=task.progress, **task.config)
+            files += [_write(folder / f"{name}{suffix}.png", image) for name, image in zip(names, images, strict=True)]
+        samples.assign(file=[f"{name}.png" for name in names]).to_csv(folder / TABLE, index=False)
+    document = {"folder": task.out, "edit": loaded.id, "files": files}
+    return task.result(document, "\n".join(str(task.out / file) for file in files))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "image"
+
+
+def _write(path: Path, image: np.ndarray) -> str:
+    """One image (y, x, rgb) as PNG; its name."""
+    from PIL import Image
+
+    Image.fromarray(image).save(path)
+    return path.name

@@ -1,0 +1,85 @@
+"""erase concept-prune, prune-neurons and control-mask: from a finding to an edit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erase.cli._app import app
+from probe._terminal import Task, command, from_signature
+
+if TYPE_CHECKING:
+    from erase import Edit
+
+_Map = Annotated[str, typer.Argument(help="neuron map, as probe score saved it")]
+
+
+def save(task: Task, edit: Edit) -> None:
+    """Saves an edit to ``--out`` and reports it."""
+    edit.save_pretrained(task.out, force=task.force)
+    document = {
+        "edit": task.out,
+        "id": edit.id,
+        "name": edit.name,
+        "density": edit.density,
+        "bytes": edit.nbytes,
+        "report": edit.report,
+    }
+    task.result(
+        document, repr(edit).strip("<>"), f"{edit.density:.4%} of the touched weights masked", f"saved to {task.out}"
+    )
+
+
+@command(app, "concept-prune", options=from_signature("erase.prune._concept:concept_prune"), model=True, out=True)
+def concept_prune(task: Task, neuron_map: _Map) -> None:
+    """ConceptPrune: mask the weights that a wanda map finds skilled at the concept."""
+    import erase
+    from probe import NeuronMap
+
+    if task.dry_run:
+        return task.plan(map=neuron_map)
+    config = dict(task.config)
+    if config.get("keep") is not None:
+        config["keep"] = _protected(config["keep"])
+    nm = NeuronMap.load(neuron_map)
+    return save(task, erase.concept_prune(task.pipeline(), nm, **config))
+
+
+def _protected(path: str) -> Any:
+    """What ``--keep`` names: a run of protected prompts, or else a neuron map."""
+    from pathlib import Path
+
+    from probe import NeuronMap, Run
+
+    return Run(path) if (Path(path) / "done").is_dir() else NeuronMap.load(path)
+
+
+@command(app, "prune-neurons", options=from_signature("erase.prune._neurons:prune_neurons"), model=True, out=True)
+def prune_neurons(
+    task: Task,
+    neuron_map: _Map,
+    top: Annotated[int | None, typer.Option(help="select this many of the highest neurons first")] = None,
+    quantile: Annotated[float | None, typer.Option(help="select the neurons from this quantile on first")] = None,
+) -> None:
+    """Silence the neurons that a map selects: all their outgoing weights become zero."""
+    import erase
+    from probe import NeuronMap
+
+    if task.dry_run:
+        return task.plan(map=neuron_map, top=top, quantile=quantile)
+    nm = NeuronMap.load(neuron_map)
+    if top is not None or quantile is not None:
+        nm = nm.select(top=top, quantile=quantile)
+    return save(task, erase.prune_neurons(task.pipeline(), nm, **task.config))
+
+
+@command(app, "control-mask", options=from_signature("erase.prune._controls:control_mask"), model=True, out=True)
+def control_mask(task: Task, edit: Annotated[str, typer.Argument(help="the edit to imitate")]) -> None:
+    """As many zeros per layer as an edit has, but elsewhere: what zeros alone would do."""
+    import erase
+
+    if task.dry_run:
+        return task.plan(edit=edit)
+    pipe = task.pipeline() if task.config.get("kind") == "magnitude" else None
+    return save(task, erase.control_mask(erase.load_edit(edit), pipe, **task.config))
