@@ -78,7 +78,7 @@ def refuse_other_guidance(pipe: Any) -> None:
     reason = next((why for part, why in _OTHER_GUIDANCE.items() if part in name), None)
     if reason is None and getattr(pipe, "do_perturbed_attention_guidance", False):
         reason = _OTHER_GUIDANCE["PAG"]
-    if reason is None and not hasattr(pipe, "do_classifier_free_guidance"):
+    if reason is None and "do_classifier_free_guidance" not in dir(pipe):  # the property raises before the first call
         reason = "it does not say whether it guides (no do_classifier_free_guidance)"
     if reason is not None:
         raise BadInput(

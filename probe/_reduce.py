@@ -1,9 +1,9 @@
 """Reducers: what is kept of an activation, computed where it lives, so that only one number a unit leaves the device.
 
-A reducer is three pure functions. `start` turns the token rows that one call of a module saw into a state, `merge` joins
-the states of disjoint rows (a feed-forward may run in chunks of tokens), `finish` turns a state and the number of rows
-behind it into the number that is stored. States and results are float32 whatever the model computes in: a sum of squares
-over 4096 half-precision rows would pass 65,504.
+A reducer is three pure functions. `start` turns the token rows that one call of a module saw into a state, `merge`
+joins the states of disjoint rows (a feed-forward may run in chunks of tokens), `finish` turns a state and the number of
+rows behind it into the number that is stored. States and results are float32 whatever the model computes in: a sum of
+squares over 4096 half-precision rows would pass 65,504.
 
 Shapes: s sample, k token row, n neuron.
 """

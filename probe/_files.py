@@ -1,0 +1,90 @@
+"""Writing files so that a reader, or a second try, never meets half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from probe.errors import BadInput, WorkbenchError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn "no space left" and "permission denied" inside the block into errors that say where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            fix = "free some space and run the same call again; what is marked as done is kept"
+            raise WorkbenchError("no space left on the disk", given=str(path), fix=fix) from error
+        if error.errno in _CLOSED:
+            raise BadInput("the output path cannot be written", given=str(path), fix="choose another path") from error
+        raise
+
+
+@contextmanager
+def written_whole(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed onto it when the block ends well and removed when it does not.
+
+    The block makes a file or a folder there. With ``replace`` whatever is at ``path`` gives way, at the very end;
+    without, an existing ``path`` (other than an empty folder) raises `FileExistsError`.
+    """
+    path = Path(path)
+    temporary = _beside(path, "partial")
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _move(temporary, path, replace)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def occupied(path: Path) -> bool:
+    """Whether something is at ``path`` that a new file would hide; an empty folder is nothing."""
+    return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+
+
+def check_free(path: Path, kind: str, *, ours: bool, force: bool) -> None:
+    """Raise `BadInput` unless ``path`` is free, or holds a file of this kind (``ours``) that ``force`` gives up."""
+    if not occupied(path):
+        return
+    if not ours:
+        raise BadInput(f"the output path exists and is no {kind}", given=str(path), fix="choose another path")
+    if not force:
+        fix = "choose another path, or force=True to replace it"
+        raise BadInput(f"another {kind} is here", given=str(path), fix=fix)
+
+
+def _move(source: Path, path: Path, replace: bool) -> None:
+    if not occupied(path):
+        if path.is_dir():
+            path.rmdir()
+        source.rename(path)
+        return
+    if not replace:
+        raise FileExistsError(errno.EEXIST, "already exists", str(path))
+    old = _beside(path, "old")
+    path.rename(old)
+    source.rename(path)
+    remove(old)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")

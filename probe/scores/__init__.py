@@ -1,0 +1,64 @@
+"""Scores: which neurons carry a concept, judged from runs. Functions registered by name; every one gives a NeuronMap.
+
+A score takes ``(target, reference, **options)``, the two runs that it compares; methods that need the model or the
+concept's prompts take ``pipe=`` and ``concept=`` as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from probe._neuron_map import NeuronMap
+from probe._options import validated
+from probe.errors import BadInput, unknown_name
+from probe.scores._wanda import wanda
+
+__all__ = ["register_score", "score", "score_names", "wanda"]
+
+_SCORES: dict[str, Callable[..., NeuronMap]] = {}
+
+
+def score(
+    target: Any, reference: Any, *, method: str = "wanda", pipe: Any = None, concept: Any = None, **options: Any
+) -> NeuronMap:
+    """Score every neuron: how much more it serves the ``target`` run than the ``reference`` run.
+
+    Args:
+        target: the run of prompts with the concept: a path, a `probe.Run` or a dataset of `probe.open_run`.
+        reference: the run of matching prompts without it.
+        method: the score's name, see `score_names`.
+        pipe, concept: for methods that need them.
+        options: the method's own.
+
+    Raises `UnknownName` for a method or option that does not exist, and what the method raises.
+    """
+    if method not in _SCORES:
+        raise unknown_name("score", method, _SCORES)
+    function = _SCORES[method]
+    parameters = inspect.signature(function).parameters
+    for name, value in (("pipe", pipe), ("concept", concept)):
+        if name in parameters:
+            if value is None and parameters[name].default is inspect.Parameter.empty:
+                raise BadInput(f"the score {method} needs {name}=")
+            options[name] = value
+    return function(target, reference, **options)
+
+
+def register_score(name: str, function: Callable[..., NeuronMap]) -> None:
+    """Make a score known by ``name``. `BadInput` when the name is taken.
+
+    Its keyword-only signature is its configuration: options are checked against the annotations on every call.
+    """
+    if name in _SCORES:
+        raise BadInput("a score of this name exists", given=name)
+    _SCORES[name] = validated(function)
+
+
+def score_names() -> tuple[str, ...]:
+    """The known scores, in order of registration."""
+    return tuple(_SCORES)
+
+
+register_score("wanda", wanda)
