@@ -42,7 +42,9 @@ def tiny_pipeline(kind: str = "sd15", seed: int = 0) -> StableDiffusionPipeline:
     if kind not in KINDS:
         raise unknown_name("kind of tiny pipeline", kind, KINDS)
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    with compat.quiet_libraries():
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
