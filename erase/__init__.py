@@ -16,7 +16,7 @@ _EXPORTS = {
     "Mask": "_changes",
     "Replace": "_changes",
     "Edit": "_edit",
-    "load_edit": "_edit",
+    "load_edit": "_saving",
     "stack": "_edit",
     "concept_prune": "prune",
     "control_mask": "prune",
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ._changes import Mask as Mask
     from ._changes import Replace as Replace
     from ._edit import Edit as Edit
-    from ._edit import load_edit as load_edit
     from ._edit import stack as stack
+    from ._saving import load_edit as load_edit
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons

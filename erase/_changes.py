@@ -131,6 +131,11 @@ def digest(change: Change) -> str:
     return sha.hexdigest()
 
 
+def dtype_name(tensor: Tensor) -> str:
+    """The dtype as identities and files write it: ``float16``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def combined(weight: Tensor, changes: Sequence[Change]) -> Tensor:
     """W' = where(OR of masks, 0, Replace or W + sum of Deltas in float32), rounded once to the dtype of ``weight``.
 

@@ -188,11 +188,11 @@ class Fingerprint:
         name = compat.canonical_name(component, param)
         if name not in tensors:
             raise unknown_name(f"parameter of {component}", param, tensors)
-        return _tensor_hash(tensors[name])
+        return tensor_hash(tensors[name])
 
     def component(self, component: str) -> str:
         """The sha256 over names and hashes of all tensors of one component."""
-        lines = [f"{name} {_tensor_hash(tensor)}" for name, tensor in sorted(self._tensors(component).items())]
+        lines = [f"{name} {tensor_hash(tensor)}" for name, tensor in sorted(self._tensors(component).items())]
         return _sha("\n".join(lines).encode())
 
     def to_json(self, components: Iterable[str] | None = None) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _architecture(component: str, module: nn.Module) -> str:
     return _sha(json.dumps(description, sort_keys=True, default=str).encode())
 
 
-def _tensor_hash(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor) -> str:
     """The sha256 of dtype, shape and little-endian bytes; cached for as long as the tensor lives and stays the same."""
     if tensor.is_meta:
         raise BadInput("a tensor without data has no fingerprint", fix="load the weights first")

@@ -1,0 +1,306 @@
+"""Edits in force on a pipeline: where a change lands, who may join whom, and how to leave without a trace.
+
+Every component that an edit touches carries two plain attributes, gone when the last edit is: ``_workbench_edits``, a
+list of (id, name) for anyone to read, and ``_workbench_snapshots``, the entries below. An entry keeps clones of what it
+overwrote, so leaving is a copy, never a computation; the last edit applied is the first to leave.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from erase._changes import Change, Mask, combined, conflict, dtype_name
+from probe import compat
+from probe.errors import BadInput, EditConflict, EditOrderError, WrongModel, nearest
+from probe.provenance import fingerprint, tensor_hash
+
+if TYPE_CHECKING:
+    from erase._edit import Edit
+
+logger = logging.getLogger(__name__)
+
+NAMES, ENTRIES = "_workbench_edits", "_workbench_snapshots"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a canonical parameter lives: ``owner`` holds the tensor under ``leaf`` even after a move or a cast."""
+
+    component: nn.Module
+    owner: nn.Module
+    leaf: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """The live tensor."""
+        return getattr(self.owner, self.leaf)
+
+
+@dataclass(eq=False)
+class Entry:
+    """One edit in force: its turn, and what its parameters held before."""
+
+    edit: Edit
+    turn: int
+    before: dict[str, tuple[Place, Tensor]] = field(default_factory=dict)
+
+
+# --- Finding ----------------------------------------------------------------------------------------------------------
+
+
+def locate(pipe: Any, param: str) -> Place:
+    """The place of a canonical parameter name in ``pipe``.
+
+    Raises `WrongModel` if there is none, and `BadInput` with the reason where a change would be lost or wrong: meta
+    tensors, quantised weights, active adapters, compiled modules, fused QKV projections.
+    """
+    name, _, path = param.partition(".")
+    component = getattr(pipe, name, None)
+    if not isinstance(component, nn.Module):
+        known = [n for n, c in getattr(pipe, "components", {}).items() if isinstance(c, nn.Module)]
+        raise WrongModel(f"the pipeline has no component for {param}", given=name, nearest=nearest(name, known))
+    *steps, leaf = compat.live_name(component, path).split(".")
+    owner = component
+    _refuse_module(owner, "", param)
+    for i, step in enumerate(steps):
+        child = getattr(owner, step, None)
+        if not isinstance(child, nn.Module):
+            raise _no_such(component, param)
+        _refuse_module(child, step, param, parent=owner)
+        base = getattr(child, "base_layer", None)  # an adapter that is switched off: the weights are one level down
+        owner = base if isinstance(base, nn.Module) and [*steps, leaf][i + 1] != "base_layer" else child
+    tensor = owner._parameters.get(leaf)
+    if tensor is None:
+        tensor = owner._buffers.get(leaf)
+    if tensor is None:
+        raise _no_such(component, param)
+    _refuse_tensor(tensor, param)
+    return Place(component, owner, leaf)
+
+
+def _refuse_module(module: nn.Module, step: str, param: str, parent: nn.Module | None = None) -> None:
+    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        raise BadInput(
+            f"{param} is part of a compiled module, whose graph may hold weights of its own",
+            fix="apply the edit before torch.compile, or load the pipeline again",
+        )
+    if getattr(parent, "fused_projections", False) and step in ("to_q", "to_k", "to_v"):
+        raise BadInput(
+            f"{param} is unused while QKV projections are fused", fix="pipe.unfuse_qkv_projections() first, then apply"
+        )
+    if isinstance(getattr(module, "base_layer", None), nn.Module):
+        merged = bool(getattr(module, "merged_adapters", ()))
+        active = bool(getattr(module, "active_adapters", True)) and not getattr(module, "disable_adapters", False)
+        if merged or active:
+            raise BadInput(
+                f"{param} belongs to a layer with an active PEFT adapter",
+                fix="pipe.unload_lora_weights() or disable_adapters() first",
+            )
+
+
+def _refuse_tensor(tensor: Tensor, param: str) -> None:
+    if tensor.is_meta:
+        raise BadInput(f"{param} is a meta tensor: it has no values here", fix="load without sequential CPU offload")
+    plain = type(tensor) in (nn.Parameter, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    if not plain:
+        raise BadInput(
+            f"{param} is quantised or wrapped; its stored numbers are not its weights",
+            given=f"{type(tensor).__name__} of {tensor.dtype}",
+            fix="load the pipeline in float32, float16 or bfloat16",
+        )
+
+
+def _no_such(component: nn.Module, param: str) -> WrongModel:
+    name = param.partition(".")[0]
+    known = [f"{name}.{compat.canonical_name(name, n)}" for n, _ in component.named_parameters()]
+    return WrongModel("the pipeline has no such parameter", given=param, nearest=nearest(param, known))
+
+
+def entries(pipe: Any) -> list[Entry]:
+    """Edits in force on any component of ``pipe``, in the order in which they were applied."""
+    found: dict[int, Entry] = {}
+    for component in _modules(pipe):
+        found |= {id(entry): entry for entry in getattr(component, ENTRIES, ())}
+    return sorted(found.values(), key=lambda entry: entry.turn)
+
+
+def original(pipe: Any, param: str) -> Tensor:
+    """The tensor of ``param`` as it is without any edit."""
+    for entry in entries(pipe):
+        if param in entry.before:
+            return entry.before[param][1]
+    return locate(pipe, param).tensor
+
+
+def _modules(pipe: Any) -> Iterator[nn.Module]:
+    components = getattr(pipe, "components", None) or vars(pipe)
+    return (component for component in components.values() if isinstance(component, nn.Module))
+
+
+# --- Applying and leaving ---------------------------------------------------------------------------------------------
+
+
+def apply(edit: Edit, pipe: Any, *, allow_dtype: bool = False) -> Entry:
+    """Put ``edit`` in force: all of it or, on any exception, nothing."""
+    already = entries(pipe)
+    _check_order(edit, already)
+    for entry in already:
+        if param := conflict(entry.edit.changes, edit.changes):
+            raise EditConflict(
+                f"{edit.name!r} and {entry.edit.name!r} cannot both hold on {param}",
+                expected="at most one replacement, and no delta beside it",
+                fix=f"revert {entry.edit.name!r} first",
+            )
+    places = {param: locate(pipe, param) for param in edit.params}
+    check_model(edit, pipe, allow_dtype=allow_dtype)
+
+    entry = Entry(edit, turn=already[-1].turn + 1 if already else 0)
+    try:
+        with torch.no_grad():
+            for param, place in places.items():
+                entry.before[param] = place, place.tensor.detach().clone()
+                _write(place, param, edit, already)
+        for component in _touched(entry):
+            _register(component, entry)
+    except BaseException:  # also Ctrl-C in the middle of a large model
+        _restore(entry)
+        raise
+    return entry
+
+
+def leave(entry: Entry, pipe: Any) -> None:
+    """Take the edit of ``entry`` out of force. Raises `EditOrderError` unless it was the last one applied."""
+    present = entries(pipe)
+    if entry not in present:
+        raise EditOrderError(f"edit {entry.edit.name!r} is not in force", given=entry.edit.id)
+    if later := [e.edit.name for e in present if e.turn > entry.turn]:
+        raise EditOrderError(
+            f"edit {entry.edit.name!r} is not the last one applied",
+            given=f"after it: {', '.join(later)}",
+            expected="last in, first out",
+            fix=f"revert {later[-1]!r} first",
+        )
+    _restore(entry)
+
+
+def _write(place: Place, param: str, edit: Edit, already: Sequence[Entry]) -> None:
+    mine = [change for change in edit.changes if change.param == param]
+    if all(isinstance(change, Mask) for change in mine):  # masks join whatever is in force without a second rounding
+        for change in mine:
+            place.tensor.masked_fill_(change.dense().to(place.tensor.device), 0)
+        return
+    theirs: list[Change] = [c for entry in already for c in entry.edit.changes if c.param == param]
+    first = next((entry.before[param][1] for entry in already if param in entry.before), place.tensor)
+    place.tensor.copy_(combined(first, [*theirs, *mine]))
+
+
+def _restore(entry: Entry) -> None:
+    with torch.no_grad():
+        for place, before in entry.before.values():
+            place.tensor.copy_(before)
+    for component in _touched(entry):
+        _unregister(component, entry)
+
+
+def _touched(entry: Entry) -> list[nn.Module]:
+    return list({id(place.component): place.component for place, _ in entry.before.values()}.values())
+
+
+def _register(component: nn.Module, entry: Entry) -> None:
+    for name in (NAMES, ENTRIES):
+        if not hasattr(component, name):
+            setattr(component, name, [])
+    getattr(component, ENTRIES).append(entry)
+    getattr(component, NAMES).append((entry.edit.id, entry.edit.name))
+
+
+def _unregister(component: nn.Module, entry: Entry) -> None:
+    stack = getattr(component, ENTRIES, [])
+    if entry not in stack:
+        return
+    index = stack.index(entry)
+    for name in (NAMES, ENTRIES):
+        del getattr(component, name)[index]
+        if not getattr(component, name):
+            delattr(component, name)
+
+
+# --- Checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_order(edit: Edit, already: Sequence[Entry]) -> None:
+    present = [part for entry in already for part in entry.edit.parts]
+    ids = [part[0] for part in present]
+    for part_id, name in edit.parts:
+        if part_id in ids:
+            raise EditOrderError(f"edit {name!r} is already in force", given=part_id, fix="revert it first")
+    rest = iter(ids)
+    for base_id, name in edit.base_edits:
+        if base_id not in rest:  # consumes the iterator: the order counts too
+            raise EditOrderError(
+                f"edit {edit.name!r} was fitted on top of {name!r}, which is not in force",
+                given=", ".join(n for _, n in present) or "no edit in force",
+                expected=f"in this order: {', '.join(n for _, n in edit.base_edits)}",
+                fix=f"apply {name!r} first",
+            )
+
+
+def check_model(edit: Edit, pipe: Any, *, allow_dtype: bool = False) -> None:
+    """Compare the tensors that ``edit`` touches, as they are without any edit, with those it was made on.
+
+    Raises `WrongModel` naming the first that differs. In another dtype values cannot agree: the architecture must, and
+    then masks go on with one warning while deltas and replacements need ``allow_dtype``.
+    """
+    print_ = fingerprint(pipe)
+    made_on = edit.provenance["identity"]["model"]
+    for name, expected in made_on["architecture"].items():
+        if print_.architecture.get(name) != expected:
+            logger.warning("%s has another architecture than the one edit %r was made on", name, edit.name)
+    cast: dict[str, Tensor] = {}
+    for param, expected in made_on["tensors"].items():
+        tensor = original(pipe, param)
+        if list(tensor.shape) != expected["shape"]:
+            raise _wrong(edit, f"{param} has another shape", list(tensor.shape), expected["shape"])
+        if dtype_name(tensor) != expected["dtype"]:
+            cast[param] = tensor
+        elif (found := tensor_hash(tensor)) != expected["sha256"]:
+            raise _wrong(edit, f"{param} has other values", f"sha256 {found[:12]}", f"sha256 {expected['sha256'][:12]}")
+    if cast:
+        _check_cast(edit, print_.architecture, cast, allow_dtype)
+
+
+def _check_cast(edit: Edit, architecture: dict[str, str], cast: dict[str, Tensor], allow_dtype: bool) -> None:
+    made_on = edit.provenance["identity"]["model"]
+    for name in sorted({param.partition(".")[0] for param in cast}):
+        if architecture.get(name) != made_on["architecture"][name]:
+            raise _wrong(
+                edit, f"{name} has another architecture", architecture.get(name), made_on["architecture"][name]
+            )
+    param, tensor = next(iter(cast.items()))
+    given, expected = dtype_name(tensor), made_on["tensors"][param]["dtype"]
+    if all(isinstance(change, Mask) for change in edit.changes if change.param in cast):
+        logger.warning(
+            "edit %r was made in %s and is applied in %s: only architectures were compared", edit.name, expected, given
+        )
+    elif not allow_dtype:
+        raise BadInput(
+            f"edit {edit.name!r} adds or replaces values of {param} in another dtype",
+            given=given,
+            expected=expected,
+            fix="load the pipeline in that dtype, or pass allow_dtype=True",
+        )
+
+
+def _wrong(edit: Edit, what: str, given: Any, expected: Any) -> WrongModel:
+    return WrongModel(
+        f"edit {edit.name!r} was made on another model: {what}",
+        given=given,
+        expected=expected,
+        fix="apply it to the model that it was made on",
+    )
