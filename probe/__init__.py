@@ -49,12 +49,12 @@ _EXPORTS = {
     "Detector": "detect",
     "detector": "detect",
     "evaluate": "_evaluate",
-    "read_results": "_evaluate",
-    "result_images": "_evaluate",
     "plot_before_after": "plots",
     "plot_layer_density": "plots",
     "plot_layer_step_scores": "plots",
     "plot_tradeoff": "plots",
+    "read_results": "_evaluate",
+    "result_images": "_evaluate",
 }
 
 if TYPE_CHECKING:

@@ -34,6 +34,5 @@ def test_modules_import_from_where_a_name_is_defined(file: Path) -> None:
 
 
 def test_the_check_sees_what_it_should() -> None:
-    assert list(lazy_imports("from probe import load, errors\nif TYPE_CHECKING:\n    from probe import record")) == [
-        "load"
-    ]
+    source = "from probe import load, errors\nif TYPE_CHECKING:\n    from probe import record"
+    assert list(lazy_imports(source)) == ["load"]

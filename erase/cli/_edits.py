@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @command(app, "info")
-def info(task: Task, edits: Annotated[list[str], typer.Argument(help="one edit, or several to compare")]) -> None:
+def info(
+    task: Task, edits: Annotated[list[str], typer.Argument(metavar="EDIT...", help="one edit, or several to compare")]
+) -> None:
     """Say what edits are; of several also what they share and whether they can hold together."""
     from erase import load_edit
 
@@ -63,7 +65,9 @@ def _compare(a: Edit, b: Edit) -> dict[str, Any]:
 @command(app, "stack", out=True)
 def stack(
     task: Task,
-    edits: Annotated[list[str], typer.Argument(help="edits, in the order in which they would be applied")],
+    edits: Annotated[
+        list[str], typer.Argument(metavar="EDIT...", help="edits, in the order in which they would be applied")
+    ],
     name: Annotated[str | None, typer.Option(help="name of the stack; the joined names unless given")] = None,
 ) -> None:
     """Join edits into one."""
@@ -75,7 +79,7 @@ def stack(
 
 
 @command(app, "export", model=True, out=True)
-def export(task: Task, edit: Annotated[str, typer.Argument(help="a saved edit")]) -> None:
+def export(task: Task, edit: Annotated[str, typer.Argument(metavar="EDIT", help="a saved edit")]) -> None:
     """Write the edited model as a plain diffusers folder, loaded again and compared before it takes its name."""
     import erase
 

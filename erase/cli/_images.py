@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ _OPTIONS = from_signature("probe._generate:generate", leave_out=("progress", "on
 @command(app, "generate", options=_OPTIONS, model=True, out=True)
 def generate(
     task: Task,
-    edit: Annotated[str, typer.Argument(help="a saved edit")],
+    edit: Annotated[str, typer.Argument(metavar="EDIT", help="a saved edit")],
     prompt: Annotated[list[str], typer.Option(help="what to draw; repeat for several")],
     seed: Annotated[int, typer.Option(help="seed of every image")] = 0,
     seeds_per_prompt: Annotated[int, typer.Option(help="images of each prompt: seed, seed + 1, ...")] = 1,
@@ -48,7 +48,10 @@ def generate(
     with written_whole(task.out, replace=task.force) as folder:
         folder.mkdir()
         files = []
-        for suffix, state in [("", loaded.applied(pipe)), *([("-original", nullcontext())] if beside else [])]:
+        states: dict[str, AbstractContextManager[Any]] = {"": loaded.applied(pipe)}
+        if beside:
+            states["-original"] = nullcontext()
+        for suffix, state in states.items():
             with state:
                 images = probe.generate(pipe, samples, progress=task.progress, **task.config)
             files += [_write(folder / f"{name}{suffix}.png", image) for name, image in zip(names, images, strict=True)]

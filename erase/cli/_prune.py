@@ -12,7 +12,7 @@ from probe._terminal import Task, command, from_signature
 if TYPE_CHECKING:
     from erase import Edit
 
-_Map = Annotated[str, typer.Argument(help="neuron map, as probe score saved it")]
+_Map = Annotated[str, typer.Argument(metavar="MAP", help="neuron map, as probe score saved it")]
 
 
 def save(task: Task, edit: Edit) -> None:
@@ -75,7 +75,7 @@ def prune_neurons(
 
 
 @command(app, "control-mask", options=from_signature("erase.prune._controls:control_mask"), model=True, out=True)
-def control_mask(task: Task, edit: Annotated[str, typer.Argument(help="the edit to imitate")]) -> None:
+def control_mask(task: Task, edit: Annotated[str, typer.Argument(metavar="EDIT", help="the edit to imitate")]) -> None:
     """As many zeros per layer as an edit has, but elsewhere: what zeros alone would do."""
     import erase
 

@@ -63,7 +63,8 @@ def command(
         invoke.__doc__ = function.__doc__
         invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         invoke.__annotations__ = {p.name: p.annotation for p in parameters}
-        app.command(name, no_args_is_help=False)(invoke)
+        summary = (inspect.getdoc(function) or "").partition("\n")[0].partition(". ")[0].rstrip(".")
+        app.command(name, short_help=summary)(invoke)
         return function
 
     return register

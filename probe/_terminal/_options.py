@@ -40,22 +40,27 @@ class Option:
     def to_parameter(self) -> inspect.Parameter:
         """As typer reads it. The default is always None, so that a value from ``--config`` can tell itself apart."""
         kind = plain_type(self.annotation)
-        shown: Any = False
-        if not (self.default is None or self.default is REQUIRED or self.default is False):
-            shown = self.default.text if isinstance(self.default, Unread) else _as_typed(self.default)
         names = [f"--{self.dashed}", *self.flags]
         if kind is bool and self.default is not False:
             names = [f"--{self.dashed}/--no-{self.dashed}"]
         declared = typer.Option(
             *names,
-            help=self.help + (" [required]" if self.default is REQUIRED else ""),
-            show_default=shown,
+            help=f"{self.help} {self._shown_default()}".strip(),
+            show_default=False,
             rich_help_panel=self.panel,
             metavar=None if kind is bool else self._metavar(),
         )
         # Numbers arrive as text: `parse` refuses them in our words, with what was given.
         annotation: Any = Annotated[bool | None, declared] if kind is bool else Annotated[str | None, declared]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    def _shown_default(self) -> str:
+        if self.default is REQUIRED:
+            return "[required]"
+        if self.default is None or self.default is False:
+            return ""
+        text = self.default.text if isinstance(self.default, Unread) else _as_typed(self.default)
+        return f"[default: {text}]"
 
     def _metavar(self) -> str:
         known = choices(self.annotation)

@@ -13,7 +13,7 @@ from probe.errors import BadInput, unknown_name
 if TYPE_CHECKING:
     import pandas as pd
     from diffusers import StableDiffusionPipeline
-    from rich.console import RenderableType
+    from rich.table import Table
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Task:
 
         return load(self.shared["model"], device=self.shared["device"], dtype=self.shared["dtype"])
 
-    def result(self, document: dict[str, Any], *text: str | pd.DataFrame | RenderableType) -> None:
+    def result(self, document: dict[str, Any], *text: str | pd.DataFrame) -> None:
         """Prints the result: the document under ``--json``, the text (lines and tables) otherwise. Once a command."""
         assert not self.reported, "a command has one result"
         self.reported = True
@@ -68,7 +68,7 @@ class Task:
         # A pipe has no width: lines stay whole there.
         console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
         for part in text:
-            console.print(table(part) if hasattr(part, "itertuples") else part, soft_wrap=isinstance(part, str))
+            console.print(part if isinstance(part, str) else _table(part), soft_wrap=isinstance(part, str))
 
     def plan(self, **inputs: Any) -> None:
         """The result of a dry run: what the command would be called with."""
@@ -81,7 +81,7 @@ class Task:
         self.result({"dry_run": True, "arguments": call}, "\n".join(lines))
 
 
-def table(frame: pd.DataFrame) -> RenderableType:
+def _table(frame: pd.DataFrame) -> Table:
     """A table for the terminal; numbers to three digits, on the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

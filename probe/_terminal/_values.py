@@ -33,12 +33,12 @@ def choices(annotation: str) -> tuple[str, ...]:
 
 
 def read(name: str, annotation: str, text: str) -> Any:
-    """The value of ``--name text``: YAML scalars, with commas a list (``--window 999,821``)."""
+    """The value of ``--name text``: YAML scalars, with commas a list (``--window 999,821``); YAML in brackets."""
     if plain_type(annotation) or text in choices(annotation):
         return check(name, annotation, text)
     import yaml
 
-    parts = [yaml.safe_load(part) for part in text.split(",")]
+    parts = [yaml.safe_load(part) for part in ([text] if text[:1] in ("{", "[") else text.split(","))]
     return check(name, annotation, parts if len(parts) > 1 else parts[0])
 
 

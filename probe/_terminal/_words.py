@@ -20,9 +20,23 @@ WORDS = {
     "concept": "concept the samples are about, by name",
     "split": "split of the concept's prompts",
     "extend": "the samples start with those of the run at --out: add the others",
+    # evaluating
+    "splits": "prompts to measure on: splits of the concept, neighbours, preserve_fit, preserve_test",
+    "n_prompts": "at most so many prompts of every split, or of each: {explicit: 20, neighbours: 10}",
+    "seed_sets": "numbers of seed sets; each gives rows of its own",
+    "prompts_from": "test prompts to report on, tune prompts to choose settings with",
+    "erased": "what an edit erases beyond the concept: {edit: [name, ...]}",
+    "metrics": "what to measure",
+    "judge": "detector that decides; the one that the concepts name unless given",
+    "second": "detector of the column rate_second",
+    "clip": "folder of the CLIP model of clip_score; the embedded judge unless given",
+    "level": "confidence level of all intervals",
+    "resamples": "resamples of the bootstrap",
     # scores
     "method": "how neurons are scored",
     "branches": "both branches of guidance as in the paper, or cond alone",
+    "group": "group of the runs: unet, text_encoder",
+    "over": "how selections of several windows are joined",
     "normalise": "mean over token rows (default), or the sums of the released code",
     # erasing
     "skill_ratio": "share of the hidden units that each output row may select",
@@ -33,5 +47,5 @@ WORDS = {
     "vote": "share of the window's steps that must select a weight; 0 is the paper's union",
     "mode": "what pruned neurons become",
     "kind": "what the control shares with the edit beside its density",
-    "name": "name of the edit",
+    "name": "name of the edit; the method's unless given",
 }

@@ -1,7 +1,7 @@
 """``probe`` on the command line. Each command is the public function's name with dashes."""
 
 from probe._terminal import run
-from probe.cli import _info, _record, _score
+from probe.cli import _evaluate, _info, _plot, _record, _score
 from probe.cli._app import app
 
 __all__ = ["app", "main"]

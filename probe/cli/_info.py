@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from probe import formats
 from probe._terminal import Task, command
 from probe.cli._app import app
-from probe.errors import StoreDamaged
+from probe.cli._kinds import kind_at
 
 
 @command(app, "info", model=True)
 def info(
     task: Task,
-    what: Annotated[str | None, typer.Argument(help="a model, run, map, edit or result; nothing for versions")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|RUN|MAP|EDIT|RESULT]", help="a model, run, map, edit or result; nothing for versions"
+        ),
+    ] = None,
 ) -> None:
     """Say what something is: versions, a model (emoji, a folder, a hub id), a run, a map, an edit or a result."""
     if what is None:
@@ -30,21 +33,6 @@ def info(
     return {"run": _run, "neuron_map": _map, "edit": _edit, "result": _result}.get(kind or "", _model)(task, what)
 
 
-def kind_at(path: Path) -> str | None:
-    """The kind of workbench file at ``path`` as its header says, None for anything else; reads the header alone."""
-    try:
-        for name, attributes in (("zarr.json", "attributes"), ("edit.json", None), ("header.json", None)):
-            if (path / name).is_file():
-                found = json.loads((path / name).read_text(encoding="utf-8"))
-                return formats.kind_of(found.get(attributes, {}) if attributes else found)
-        if path.is_file() and path.name.endswith(".zarr.zip"):
-            with zipfile.ZipFile(path) as archive:
-                return formats.kind_of(json.loads(archive.read("zarr.json"))["attributes"])
-    except (ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise StoreDamaged("the header cannot be read", given=f"{path}: {error}") from None
-    return None
-
-
 def _model(task: Task, what: str) -> None:
     import probe
 
@@ -53,17 +41,18 @@ def _model(task: Task, what: str) -> None:
     print_ = probe.fingerprint(pipe)
     parts = {name: getattr(pipe, name) for name in print_.architecture}
     sites = [site.to_json() for site in probe.sites(pipe, "*")]
+    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     document = {
         "kind": "model",
         "pipeline": type(pipe).__name__,
         "dtype": print_.dtype,
-        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        "parameters": parameters,
         "architecture": print_.architecture,
         "scheduler": type(pipe.scheduler).__name__,
         "lineage": probe.lineage(pipe),
         "sites": sites,
     }
-    sizes = {name: f"{n / 1e6:.2f} M parameters" for name, n in document["parameters"].items()}
+    sizes = {name: f"{n / 1e6:.2f} M parameters" for name, n in parameters.items()}
     text = _rows({"pipeline": document["pipeline"], "scheduler": document["scheduler"], "dtype": print_.dtype, **sizes})
     task.result(document, text, _table(sites, ("order", "name", "kind", "width")))
 
@@ -125,11 +114,11 @@ def _edit(task: Task, what: str) -> None:
 
 
 def _result(task: Task, what: str) -> None:
-    import pandas as pd
+    from probe import read_results
 
     header = json.loads(Path(what, "header.json").read_text(encoding="utf-8"))
-    cells = pd.read_csv(Path(what, "cells.csv"))
-    columns = [c for c in ("edit", "concept", "split", "metric", "value", "ci_low", "ci_high", "n") if c in cells]
+    cells = read_results(what)
+    columns = ["edit", "concept", "split", "metric", "value", "ci_low", "ci_high", "n"]
     task.result({"kind": "result", "header": header, "cells": cells}, cells[columns])
 
 

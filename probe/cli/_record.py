@@ -23,7 +23,8 @@ _OPTIONS = from_signature(
 def record(
     task: Task,
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="prompts, or one .txt or .csv; none with --concept")
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help="prompts, or one .txt or .csv; none with --concept"),
     ] = None,
     references: Annotated[str | None, typer.Option(help="the concept's references instead: neighbour, paper")] = None,
     world: Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")] = "emoji",
@@ -51,7 +52,7 @@ def record(
 @command(app, "verify")
 def verify(
     task: Task,
-    run: Annotated[str, typer.Argument(help="folder of a run")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="folder of a run")],
     repair: Annotated[
         bool, typer.Option("--repair", help="mark bad units as not done; recording again makes them")
     ] = False,

@@ -15,8 +15,8 @@ _OPTIONS = from_signature("probe.scores._wanda:wanda")
 @command(app, "score", options=_OPTIONS, out=True)
 def score(
     task: Task,
-    target: Annotated[str, typer.Argument(help="run of the concept's prompts")],
-    reference: Annotated[str, typer.Argument(help="run of the reference prompts")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="run of the concept's prompts")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="run of the reference prompts")],
     method: Annotated[str, typer.Option(help="how neurons are scored")] = "wanda",
     best: Annotated[int, typer.Option(help="how many of the highest neurons to print")] = 10,
 ) -> None:

@@ -188,6 +188,7 @@ def test_dry_run_says_what_it_would_do(toy: typer.Typer, capsys: pytest.CaptureF
         ("str | Sequence[str]", "unet.*.ffn", "unet.*.ffn"),
         ("tuple[float, float] | None", "1e-3,2", (0.001, 2.0)),
         ("str", "1,2", "1,2"),
+        ("int | Mapping[str, int] | None", "{a: 1, b: 2}", {"a": 1, "b": 2}),
         ("NeuronMap | None", "church.zarr.zip", "church.zarr.zip"),
         ("bool | Literal['auto']", "auto", "auto"),
         ("bool | Literal['auto']", "false", False),
