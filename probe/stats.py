@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from probe.errors import BadInput
 
 Numbers = Sequence[float | int] | np.ndarray
-_BLOCK = 1 << 22  # resampling weights held at once; 32 MB
+_BLOCK = 1 << 21  # draws held at once; 16 MB
 
 
 class Interval(NamedTuple):
@@ -161,14 +161,13 @@ def _by_cluster(
 def _replicates(
     sums: Float64[np.ndarray, " g"], counts: Int64[np.ndarray, " g"], resamples: int, seed: int
 ) -> Float64[np.ndarray, " r"]:
-    """Bootstrap means: how often each of g clusters is drawn is multinomial with equal chances."""
+    """Bootstrap means: g of the g clusters are drawn with replacement, r times."""
     rng = np.random.default_rng(seed)
-    chances = np.full(sums.size, 1 / sums.size)
     rows = max(1, _BLOCK // sums.size)
     parts = []
     for start in range(0, resamples, rows):
-        drawn = rng.multinomial(sums.size, chances, size=min(rows, resamples - start))
-        parts.append((drawn @ sums) / (drawn @ counts))
+        drawn = rng.integers(0, sums.size, size=(min(rows, resamples - start), sums.size))
+        parts.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     return np.concatenate(parts)
 
 

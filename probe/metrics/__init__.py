@@ -1,0 +1,26 @@
+"""What is measured of an image: is the concept shown, is the picture broken, is the rest of the prompt still there.
+
+Metrics are registered by name; `metric` builds one, `register` adds yours. A metric turns the judge's label scores, or
+the pictures themselves, into one number per sample, NaN where it could not be measured.
+"""
+
+from __future__ import annotations
+
+from probe.metrics._clip import ClipScore, clip_score
+from probe.metrics._judging import ContentFinder, broken, content_labels, hits, labels_of
+from probe.metrics._registry import Judged, Metric, metric, names, register
+
+__all__ = [
+    "ClipScore",
+    "ContentFinder",
+    "Judged",
+    "Metric",
+    "broken",
+    "clip_score",
+    "content_labels",
+    "hits",
+    "labels_of",
+    "metric",
+    "names",
+    "register",
+]
