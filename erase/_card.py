@@ -1,0 +1,67 @@
+"""The README card of a saved edit: what it does, to which model, how it was made, how to use it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from erase._edit import Edit
+
+
+def card(edit: Edit) -> str:
+    """A model card in Markdown, readable without the workbench."""
+    identity, info = edit.provenance["identity"], edit.provenance["info"]
+    kinds = [change.kind for change in edit.changes]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    base = ", ".join(f"{name} ({i})" for i, name in edit.base_edits) or "none"
+    lines = [
+        "---",
+        "library_name: neuron-workbench",
+        "tags: [concept-erasure, diffusion]",
+        "---",
+        f"# {_plain(edit.name)}",
+        "",
+        f"A reversible edit of a text-to-image pipeline, made by `{identity['method']}`. Id `{edit.id}`.",
+        "",
+        f"- changes: {counts} in {len(edit.params)} parameters, {edit.nbytes / 1e6:.2f} MB",
+        f"- fitted on top of other edits: {_plain(base)}",
+        f"- made: {_plain(str(info.get('created', 'unknown')))}",
+        "",
+        "## Use",
+        "```python",
+        "import erase, probe",
+        "",
+        'pipe = probe.load("the model it was made on")',
+        'edit = erase.load_edit("this folder")',
+        "with edit.applied(pipe):  # outside the block the weights are as before, bit for bit",
+        '    image = pipe("a prompt").images[0]',
+        "```",
+        "It applies to the model it was made on and to no other: the tensors it touches are compared first.",
+        "",
+        "## Options",
+        "```json",
+        json.dumps(identity["options"], indent=1, ensure_ascii=False),
+        "```",
+        "",
+        "## Parameters",
+        "| parameter | change | shape |",
+        "|---|---|---|",
+        *(f"| `{c.param}` | {_describe(c)} | {' x '.join(map(str, c.shape))} |" for c in edit.changes),
+        "",
+        "## Limits",
+        "An erased concept may come back under adversarial prompts, and other concepts may have suffered: measure.",
+        "The places of zeros tell which weights carried the concept.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _describe(change: object) -> str:
+    density = getattr(change, "density", None)
+    return getattr(change, "kind", "") if density is None else f"mask, {density:.4%} of weights"
+
+
+def _plain(text: str) -> str:
+    """Names come from users: keep them on their line and free of markup."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|").replace("`", "'")

@@ -1,0 +1,179 @@
+"""Edits on disk: a folder of edit.json (what and why), edit.safetensors (the tensors) and README.md (a card)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from erase._card import card
+from erase._changes import Change, Delta, Mask, Replace, digest
+from erase._edit import Edit
+from probe import formats
+from probe._files import check_free, written_whole
+from probe._paths import data_dir
+from probe.errors import BadInput, StoreDamaged, WorkbenchError, unknown_name
+from probe.provenance import identity_id
+
+logger = logging.getLogger(__name__)
+
+HEADER, TENSORS, CARD = "edit.json", "edit.safetensors", "README.md"
+
+
+def save(edit: Edit, folder: str | Path, *, force: bool = False) -> Path:
+    """Write ``edit`` to ``folder``, under a temporary name first; see `Edit.save_pretrained`."""
+    from safetensors.torch import save as to_bytes
+
+    folder = Path(folder)
+    if _stored_id(folder) == edit.id:
+        return folder
+    check_free(folder, "edit", ours=(folder / HEADER).is_file(), force=force)
+    logger.info("edit %s: %.2f MB to %s", edit.name, edit.nbytes / 1e6, folder)
+    with written_whole(folder, replace=force) as partial:
+        partial.mkdir()
+        tensors, listed = _tensors(edit.changes)
+        (partial / TENSORS).write_bytes(to_bytes(tensors, metadata={"id": edit.id}))
+        header = {
+            **formats.header("edit"),
+            "name": edit.name,
+            "id": edit.id,
+            "mergeable": edit.mergeable,
+            "differentiable": edit.differentiable,
+            "changes": listed,
+            "provenance": edit.provenance,
+        }
+        (partial / HEADER).write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / CARD).write_text(card(edit), encoding="utf-8")
+    return folder
+
+
+def load_edit(path: str | Path) -> Edit:
+    """The edit saved in a folder, or ``"emoji/<name>"`` for one that comes with the embedded model.
+
+    Raises `UnknownName` with the nearest names for an edit that is not there, `BadInput` for another kind of file, and
+    `StoreDamaged` naming what is torn, missing or altered.
+    """
+    folder = _resolve(path)
+    header = _header(folder)
+    with _damage(folder / HEADER):
+        changes = _changes(header["changes"], _read_tensors(folder), folder)
+        edit = Edit(
+            name=header["name"],
+            changes=tuple(changes),
+            provenance=header["provenance"],
+            id=header["id"],
+            mergeable=header["mergeable"],
+            differentiable=header["differentiable"],
+        )
+        identity = edit.provenance["identity"]
+        if identity_id(identity) != edit.id:
+            raise StoreDamaged("the identity of the edit does not hash to its id", given=str(folder / HEADER))
+        for change, expected in zip(edit.changes, identity["changes"], strict=True):
+            if digest(change) != expected:
+                raise StoreDamaged(f"the stored change of {change.param} was altered", given=str(folder / TENSORS))
+    return edit
+
+
+# --- Tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _tensors(changes: Iterable[Change]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Tensors under ``<kind>/<parameter>``; a second delta of one parameter is ``delta.2/<parameter>``."""
+    tensors: dict[str, Tensor] = {}
+    listed = []
+    for change in changes:
+        keys = {}
+        for kind, tensor in change.tensors.items():
+            key, n = f"{kind}/{change.param}", 1
+            while key in tensors:
+                n += 1
+                key = f"{kind}.{n}/{change.param}"
+            tensors[key] = tensor
+            keys[kind] = key
+        listed.append({"kind": change.kind, "param": change.param, "shape": list(change.shape), "keys": keys})
+    return tensors, listed
+
+
+def _changes(listed: list[dict[str, Any]], tensors: dict[str, Tensor], folder: Path) -> list[Change]:
+    changes: list[Change] = []
+    for item in listed:
+        keys, param, shape = item["keys"], item["param"], tuple(item["shape"])
+        if missing := [key for key in keys.values() if key not in tensors]:
+            raise StoreDamaged("a tensor of the edit is missing", given=f"{folder / TENSORS}: {missing[0]}")
+        if item["kind"] == "mask":
+            changes.append(Mask(param, tensors[keys["mask"]], shape))
+        elif item["kind"] == "replace":
+            changes.append(Replace(param, tensors[keys["replace"]]))
+        elif "delta" in keys:
+            changes.append(Delta(param, tensors[keys["delta"]]))
+        else:
+            changes.append(Delta(param, (tensors[keys["delta_up"]], tensors[keys["delta_down"]]), shape))
+    return changes
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load((folder / TENSORS).read_bytes())
+    except (SafetensorError, FileNotFoundError, ValueError) as error:
+        raise StoreDamaged(
+            "the tensors of the edit cannot be read", given=str(folder / TENSORS), expected=f"safetensors ({error})"
+        ) from error
+
+
+# --- Headers ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """A missing key or a wrong type inside the block means that the file was altered."""
+    try:
+        yield
+    except StoreDamaged:
+        raise
+    except (KeyError, TypeError, ValueError) as error:  # BadInput of a change among them
+        raise StoreDamaged("the edit's description is damaged", given=f"{path}: {error}") from error
+
+
+def _resolve(path: str | Path) -> Path:
+    folder = Path(path)
+    if isinstance(path, str) and path.startswith("emoji/") and not folder.exists():
+        home = data_dir() / "edits"
+        names = [p.name for p in home.iterdir() if (p / HEADER).is_file()] if home.is_dir() else []
+        name = path.removeprefix("emoji/")
+        if name not in names:
+            raise unknown_name("edit", path, [f"emoji/{n}" for n in names])
+        return home / name
+    if not folder.is_dir():
+        here = folder.parent
+        names = [p.name for p in here.iterdir() if (p / HEADER).is_file()] if here.is_dir() else []
+        raise unknown_name("edit", str(folder), [str(here / n) for n in names])
+    return folder
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput("the folder holds no edit", given=str(folder), expected=f"a folder with {HEADER}") from None
+    except ValueError as error:  # JSON or UTF-8
+        raise StoreDamaged("the edit's description is damaged", given=str(folder / HEADER)) from error
+    if not isinstance(header, dict):
+        raise StoreDamaged("the edit's description is damaged", given=str(folder / HEADER))
+    formats.check_header(header, "edit", folder)
+    return header
+
+
+def _stored_id(folder: Path) -> str | None:
+    """The id of the edit in ``folder``; None if there is none that can be read."""
+    try:
+        return load_edit(folder).id
+    except WorkbenchError:
+        return None
