@@ -39,6 +39,27 @@ def test_import_is_light(code: str) -> None:
     assert loaded_after(code) == set()
 
 
+HELP = """
+from {package}.cli import app, main
+from probe._terminal import run
+assert run(app, ["--help"]) == 0
+for command in app.registered_commands:
+    assert run(app, [command.name, "--help"]) == 0
+"""
+
+
+@pytest.mark.parametrize("package", ["probe", "erase"])
+def test_help_of_every_command_is_light(package: str) -> None:
+    assert loaded_after(HELP.format(package=package)) == set()
+
+
+@pytest.mark.parametrize("package", ["probe", "erase"])
+def test_module_runs_as_a_program(package: str) -> None:
+    done = subprocess.run([sys.executable, "-m", package, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: {package} ")
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_no_submodule_shares_a_name_with_a_public_name(package: ModuleType) -> None:
     submodules = {module.name for module in pkgutil.iter_modules(package.__path__)}

@@ -71,24 +71,23 @@ def command(
 
 
 def _task(name: str, options: Sequence[Option], shared: Sequence[Option], values: dict[str, Any]) -> Task:
-    """Options from the command line, then from ``--config``, then defaults; checked against their annotations."""
-    known = {o.name: o for o in [*options, *shared]}
+    """Options from the command line, else from ``--config``, checked against their annotations.
+
+    The function's own options reach it only where they were given: its defaults are its own business.
+    """
     found: dict[str, Any] = {}
     if values.get("config"):
         found = read_config(values["config"])
-        refuse_unknown(found, set(known) - {o.name for o in [*CONFIG, *ALWAYS]})
-    resolved = {}
-    for option in known.values():
-        given = values[option.name] if values[option.name] is not None else found.get(option.name)
-        if given is None and option.default is REQUIRED:
+        refuse_unknown(found, {o.name for o in [*options, *shared]} - {o.name for o in [*CONFIG, *ALWAYS]})
+    given = found | {name: value for name, value in values.items() if value is not None}
+    for option in [*options, *shared]:
+        if option.default is REQUIRED and given.get(option.name) is None:
             raise BadInput(f"--{option.dashed} is missing", expected=option.help)
-        if given is not None:
-            resolved[option.name] = option.parse(given)
-        elif not isinstance(option.default, Unread):  # an unread default is the function's own business
-            resolved[option.name] = option.default
-    taken = {o.name for o in options}
     return Task(
-        name, {k: v for k, v in resolved.items() if k not in taken}, {k: v for k, v in resolved.items() if k in taken}
+        name,
+        shared={o.name: o.parse(given[o.name]) if o.name in given else o.default for o in shared},
+        config={o.name: o.parse(given[o.name]) for o in options if o.name in given},
+        defaults={o.name: o.default for o in options if o.name not in given and not isinstance(o.default, Unread)},
     )
 
 

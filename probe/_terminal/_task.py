@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Task:
-    """One command at work. ``config`` holds the options of the library function, ready to be passed on."""
+    """One command at work.
+
+    ``config`` holds the options of the library function that were given, ready to be passed on; ``defaults`` those that
+    were not, as its signature has them.
+    """
 
     command: str
     shared: dict[str, Any]
     config: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
     reported: bool = field(default=False, init=False)
 
     @property
@@ -72,11 +77,8 @@ class Task:
 
     def plan(self, **inputs: Any) -> None:
         """The result of a dry run: what the command would be called with."""
-        call = {
-            **inputs,
-            **{k: v for k, v in self.shared.items() if k in ("model", "device", "dtype", "out")},
-            **self.config,
-        }
+        shared = {k: v for k, v in self.shared.items() if k in ("model", "device", "dtype", "out")}
+        call = {**inputs, **shared, **self.defaults, **self.config}
         lines = [f"would run {self.command} with", *(f"  {k} = {v}" for k, v in call.items() if v is not None)]
         self.result({"dry_run": True, "arguments": call}, "\n".join(lines))
 

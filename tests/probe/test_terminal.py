@@ -46,7 +46,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
             raise FAILURES[tree]
         if task.dry_run:
             return task.plan(tree=tree)
-        return task.result({"tree": tree, **task.config, "out": task.out}, f"a {tree}")
+        return task.result(
+            {"tree": tree, **task.defaults, **task.config, "given": sorted(task.config), "out": task.out}, f"a {tree}"
+        )
 
     @command(app, "other")
     def other(task: Task) -> None:
@@ -83,12 +85,21 @@ def test_signature_is_read_without_importing(toy: typer.Typer) -> None:
     }
 
 
+def test_none_can_be_asked_for(toy: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.yaml").write_text("keep: null\n")
+    for arguments in (["--keep", "null"], ["--config", "c.yaml"]):
+        found = document(toy, capsys, *arguments)
+        assert found["given"] == ["keep", "needed"]
+        assert found["keep"] is None
+
+
 def test_defaults_are_those_of_the_signature(toy: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:
     found = document(toy, capsys)
     assert found["height"] == 1.5
     assert found["window"] == [999, 821]
     assert found["careful"] is True
-    assert "late" not in found, "a default that is an expression is left to the function"
+    assert "late" not in found, "a default that is an expression is not read"
+    assert found["given"] == ["needed"], "the function's defaults are left to it"
 
 
 def test_options_arrive_with_their_types(toy: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:
