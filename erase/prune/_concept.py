@@ -1,0 +1,194 @@
+"""ConceptPrune: zero the weights that respond to a concept more than to its reference (arXiv 2405.19237, ICLR 2025)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erase import masks
+from erase._changes import Change, Delta, Mask
+from erase._edit import Edit, make_edit
+from erase.prune._keep import Keep
+from erase.prune._layers import Layer, layers_of, report, stream
+from probe import NeuronMap
+from probe._options import validated
+from probe.errors import BadInput
+
+
+@validated
+def concept_prune(
+    pipe: Any,
+    nm: NeuronMap,
+    *,
+    skill_ratio: float = 0.01,
+    window: tuple[float, float] | None = (999, 821),
+    first_steps: int | None = None,
+    keep: Any = None,
+    scope: Literal["row", "global"] = "row",
+    margin: float = 0.0,
+    vote: float = 0.0,
+    reference_topk: Literal["ignored", "excluded"] = "ignored",
+    precision: Literal["float32", "float16"] = "float32",
+    fill_std: float = 0.0,
+    seed: int = 0,
+    name: str | None = None,
+) -> Edit:
+    """The weights that are skilled for the concept of a ``wanda`` map, set to zero.
+
+    Per step t and layer, with W (o n) the outgoing Linear of the feed-forward, n_target and n_reference the map's norms
+    and k = int(``skill_ratio`` * n):
+
+        S[i, j] = |W[i, j]| * n_target[j]                                 (Wanda score)
+        M_t[i, j] = S[i, j] in the k largest of row i, and n_target[j] > n_reference[j]
+        U[i, j] = sum over steps in the window of M_t[i, j] > ``vote`` * number of steps
+        W'[i, j] = 0 where U[i, j]; biases stay
+
+    With the defaults this is the published rule: top-k per output row, strict inequality, union over the first steps.
+    It is computed in float32 with the pipeline's own weights, from a map that may come from disk.
+
+    Args:
+        pipe: the pipeline that the map was made on. It is read, not changed.
+        nm: a map made by the score ``wanda``; whether it counted one branch or both, and means or sums, was decided
+            there (``branches``, ``normalise``). Its selection is not read.
+        skill_ratio: k in (0, 1]; the paper uses 0.01 to 0.02.
+        window: steps that count, as (first, last) timesteps of the scheduler, both included; None means all. The
+            default is what the paper's first 10 of 50 PNDM steps cover, and 5 of 30 DDIM steps.
+        first_steps: the same by number of steps; resolved to a window.
+        keep: what must survive. A neuron map: its selected units are never masked. A run of protected prompts (a path,
+            `probe.Run` or dataset): a unit is spared at every step where its norm there exceeds the target's (ours).
+        scope: ``"global"`` takes the int(k * weights) largest of the layer together (ours).
+        margin: ask for n_target > (1 + margin) * n_reference (ours).
+        vote: in [0, 1), strict; 0 is the union, 0.5 a majority (``select_ratio`` of the released code).
+        reference_topk: ``"excluded"`` spares what is in the top-k of the reference too; the released code computes that
+            top-k and ignores it.
+        precision: ``"float16"`` reproduces the released arithmetic, in which products tie.
+        fill_std: fill with normal noise of this many standard deviations of the layer's weights instead of zeros, whose
+            places tell which weights carried the concept (defence against "Roots Beneath the Cut"; ours as an option).
+        seed: of that noise.
+        name: ``concept_prune`` by default.
+
+    Returns an edit of masks (deltas with ``fill_std``). Its ``report`` has the density per layer and in all, and the
+    share of output rows that select a unit.
+
+    Raises `BadInput` for a skill ratio that selects nothing in some layer (naming the smallest that does), a window
+    without steps (listing those there are), a map without norms; `WrongModel` for a map of another model.
+    """
+    _in_range(skill_ratio=(skill_ratio, 0 < skill_ratio <= 1, "in (0, 1]"), vote=(vote, 0 <= vote < 1, "in [0, 1)"))
+    _in_range(margin=(margin, 0 <= margin < math.inf, ">= 0"), fill_std=(fill_std, 0 <= fill_std < math.inf, ">= 0"))
+    target, reference = _norms(nm)
+    window, steps = _steps(nm, window, first_steps)
+    layers = layers_of(pipe, nm)
+    counts = _counts(layers, skill_ratio, scope)
+    kept = Keep.of(keep, nm, pipe)
+    rule = masks.skilled if precision == "float32" else masks.skilled_by_products
+
+    found: dict[str, Tensor] = {}
+    for layer in layers:
+        votes = torch.zeros(layer.weight.shape, dtype=torch.int32)
+        for t in steps:
+            n_target, n_reference = target[t, layer.units], reference[t, layer.units]
+            mask = rule(
+                layer.weight,
+                n_target,
+                n_reference,
+                counts[layer.param],
+                scope=scope,
+                margin=margin,
+                exclude_reference_topk=reference_topk == "excluded",
+            )
+            votes += mask & ~kept.spared(layer.site, t, n_target)
+        found[layer.param] = masks.vote(votes, len(steps), vote)
+    options = {
+        "skill_ratio": skill_ratio,
+        "window": window,
+        "scope": scope,
+        "margin": margin,
+        "vote": vote,
+        "reference_topk": reference_topk,
+        "precision": precision,
+        "fill_std": fill_std,
+        "seed": seed if fill_std else None,
+    }
+    timesteps = [nm.windows[t] for t in steps]
+    return make_edit(
+        pipe,
+        [_change(layer, found[layer.param], fill_std, seed) for layer in layers],
+        name=name or "concept_prune",
+        method="concept_prune",
+        options=options,
+        inputs={"map": nm.id, "keep": kept.id},
+        report=report(found, steps=len(steps), timesteps=timesteps, per_row=counts if scope == "row" else None),
+    )
+
+
+def _norms(nm: NeuronMap) -> tuple[Tensor, Tensor]:
+    """Target and reference norms, each (window, neuron), float32."""
+    missing = [key for key in ("target", "reference") if key not in nm.dataset]
+    if nm.method != "wanda" or missing:
+        raise BadInput(
+            "ConceptPrune needs the norms of a wanda map",
+            given=f"a {nm.method} map" + (f" without {missing[0]}" if missing else ""),
+            fix='probe.score(target, reference, method="wanda"), or erase.prune_neurons for any selection',
+        )
+    data = (nm.dataset[key].transpose("window", "neuron").values for key in ("target", "reference"))
+    target, reference = (torch.from_numpy(np.array(values, np.float32)) for values in data)
+    return target, reference
+
+
+def _steps(nm: NeuronMap, window: tuple[float, float] | None, first_steps: int | None) -> tuple[list[float], list[int]]:
+    """The window as timesteps, and the positions of the map's windows inside it."""
+    times = nm.windows
+    if first_steps is not None:
+        if window not in (None, (999, 821)):
+            raise BadInput("window and first_steps say the same thing twice", given=f"{window}, {first_steps}")
+        if not 1 <= first_steps <= len(times):
+            raise BadInput("first_steps", given=first_steps, expected=f"1 to {len(times)}, the steps of the map")
+        window = max(t for t, _ in times[:first_steps]), min(t for _, t in times[:first_steps])
+    elif window is None:
+        window = max(t for t, _ in times), min(t for _, t in times)
+    t_max, t_min = float(window[0]), float(window[1])
+    inside = [i for i, (first, last) in enumerate(times) if t_min <= last and first <= t_max]
+    if not inside:
+        every = ", ".join(f"{first:g}" if first == last else f"({first:g}, {last:g})" for first, last in times)
+        raise BadInput(
+            "no step of the map lies in the window",
+            given=f"window=({t_max:g}, {t_min:g})",
+            expected=f"timesteps of the map: {every}",
+            fix="window=(t_max, t_min) with both ends included, or window=None for all steps",
+        )
+    if first_steps is not None and len(inside) != first_steps:
+        fix = f"first_steps={len(inside)}, or a window of timesteps"
+        raise BadInput("first_steps parts calls with the same timestep", given=first_steps, fix=fix)
+    return [t_max, t_min], inside
+
+
+def _counts(layers: list[Layer], skill_ratio: float, scope: str) -> dict[str, int]:
+    """Parameter -> number of weights that the skill ratio selects, per row or in the layer."""
+    sizes = {layer.param: layer.weight.shape[1] if scope == "row" else layer.weight.numel() for layer in layers}
+    counts = {param: masks.selected(skill_ratio, size) for param, size in sizes.items()}
+    if empty := [param for param, count in counts.items() if count < 1]:
+        smallest = masks.smallest_ratio(list(sizes.values()))
+        raise BadInput(
+            f"skill_ratio selects no weight of {empty[0]}",
+            given=f"int({skill_ratio} * {sizes[empty[0]]}) = 0",
+            expected=f"at least {smallest}",
+            fix=f"skill_ratio={smallest} is the smallest that selects a weight in every layer",
+        )
+    return counts
+
+
+def _change(layer: Layer, mask: Tensor, fill_std: float, seed: int) -> Change:
+    if not fill_std:
+        return Mask.of(layer.param, mask)
+    noise = torch.randn(mask.shape, generator=stream(seed, layer.param)) * (fill_std * layer.weight.std())
+    return Delta(layer.param, torch.where(mask, noise - layer.weight, 0))
+
+
+def _in_range(**checks: tuple[float, bool, str]) -> None:
+    for name, (value, good, expected) in checks.items():
+        if not good:  # NaN among them
+            raise BadInput(f"{name} is out of range", given=value, expected=expected)
