@@ -1,0 +1,149 @@
+"""Write the model card from the measured rows: ``data/emoji/README.md`` and the confusion tables beside the rows.
+
+    python -m data.build.card
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+import probe
+from data.build import captions
+from data.build.concepts import FOLDER
+from data.build.measure import RESULTS, judged
+from data.build.words import GROUPS, NEVER_DRAWN, PROFESSIONS, STYLES
+from probe.stats import wilson
+from probe.world import World
+
+CARD = Path("data/emoji/README.md")
+EYES = Path("data/build/results/eye_labels.csv")
+
+
+def rate(hits: pd.Series) -> str:
+    """``0.93 [0.91, 0.95] (n = 1,000)``: a rate with its Wilson interval."""
+    hits = hits.dropna()
+    if hits.empty:
+        return "not measured"
+    value, low, high = wilson(int(hits.sum()), len(hits))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}] (n = {len(hits):,})"
+
+
+def eot_cosine(pipe, prompts: list[str]) -> float:
+    """Mean cosine of the first EoT's state with those of all later positions (TRCE Fig. 7b's premise)."""
+    tok = pipe.tokenizer
+    ids = torch.tensor(tok(prompts, padding="max_length", max_length=tok.model_max_length).input_ids)
+    with torch.no_grad():
+        states = F.normalize(pipe.text_encoder(ids).last_hidden_state.float(), dim=-1)
+    first = (ids == tok.eos_token_id).int().argmax(1)
+    return float(np.mean([float((s[f] @ s[f + 1 :].T).mean()) for s, f in zip(states, first, strict=True)]))
+
+
+def table(rows: list[tuple], head: tuple[str, ...]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(str(c) for c in r) + " |" for r in lines)
+
+
+def confusion(rows: pd.DataFrame, family: str, truth: str) -> pd.DataFrame:
+    """Counts: prompted (rows) against the judge's top label (columns)."""
+    out = pd.crosstab(rows[truth], rows[f"emoji_cnn/{family}"])
+    out.to_csv(RESULTS / f"confusion_{family}.csv")
+    return out
+
+
+def write_card(world: World, rows: pd.DataFrame) -> None:
+    rows = judged(rows)
+    explicit = rows[(rows["set"] == "report") & (rows["split"] == "explicit") & ~rows["concept"].isin(NEVER_DRAWN)]
+    named = explicit[explicit["kind"].isin(["object", "character", "profession"])]
+    styled = explicit[explicit["said_style"] != ""]
+    objects, styles = confusion(named, "object", "concept"), confusion(styled, "style", "said_style")
+    wrong = [(a, b, int(n)) for (a, b), n in objects.stack().items() if a != b and n]
+    implicit = [
+        (g, *(rate(rows[(rows["concept"] == g) & (rows["split"] == s)]["shown"]) for s in ("explicit", "paraphrased", "implicit_phrase", "implicit_combination")))
+        for g in GROUPS
+    ]  # fmt: skip
+    gender = rows[rows["set"] == "gender"]
+    shares = [(p, PROFESSIONS[p][1], rate(gender[gender["concept"] == p]["emoji_cnn/gender"] == "man")) for p in PROFESSIONS]
+    agree = (rows["emoji_cnn/object"] == rows["emoji_nearest/object"]).astype(float)
+    eyes = eye_accuracy() if EYES.exists() else {"emoji_cnn": "not measured", "emoji_nearest": "not measured"}
+    audit = captions.word_audit(captions.sample(np.random.default_rng(13)) for _ in range(30_000))
+    strongest = sorted(((max(v.values()), w, max(v, key=v.__getitem__)) for w, v in audit.items()), reverse=True)[:10]
+    pipe = probe.load("emoji")
+    cosine = eot_cosine(pipe, [world[n].test["explicit"][0] for n in world])
+    lists = world.lists
+    kinds = [(k, rate(named[named["kind"] == k]["shown"])) for k in ("object", "character", "profession")]
+    by_style = [(s, rate((styled[styled["said_style"] == s]["emoji_cnn/style"] == s).astype(float))) for s in STYLES]
+    training = json.loads((RESULTS / "training.json").read_text())
+    CARD.write_text(f"""# emoji-1: a text-to-image model small enough to measure on a laptop
+
+A latent diffusion model with the architecture and file layout of Stable Diffusion 1.x (CLIP tokenizer and text encoder,
+`UNet2DConditionModel`, `AutoencoderKL`, DDIM), trained on emoji drawn by others. It exists to be recorded, attacked and
+pruned: for every prompt the right answer is known. It is no use for making art.
+
+`pipeline/` the model; `judges/` the two detectors; `judge_clip/` the second contrastive model, for CLIP scores only;
+`concepts/` names, prompts by split, references and neighbours; `trained_tokens.json` the tokens seen at least ten times in
+captions; `LICENSES.md` whose art this is.
+
+## How it was made
+
+`make model` repeats it from `data/atlas`. UNet: {training["unet_iterations"]:,} iterations at batch 64
+({training["unet_minutes"]:.0f} minutes on {training["machine"]}); loss curves in `data/build/results`. Autoencoder: f = 4,
+{training["psnr"]:.1f} dB on renders. Text tower: the frozen text side of a contrastive model trained first.
+
+## What it draws (prompts never used in training, 30 DDIM steps, guidance 7.5; Wilson 95 % intervals)
+
+Prompted object shown: {rate(named["shown"])}. Prompted style shown, where one is named: {rate(styled["style_shown"])}.
+
+{table(kinds, ("kind", "shown"))}
+
+{table(by_style, ("style", "shown"))}
+
+The most frequent confusions: {"; ".join(f"{a} drawn as {b} ({n})" for a, b, n in sorted(wrong, key=lambda r: -r[2])[:8])}.
+Whole matrices: `data/build/results/confusion_object.csv`, `confusion_style.csv`. `flat` is the flat version of `fluent`;
+they are taken for each other {int(styles.get("flat", pd.Series(dtype=int)).get("fluent", 0) + styles.get("fluent", pd.Series(dtype=int)).get("flat", 0))} times.
+
+Benchmark list (at least 0.90 on one set of prompts and seeds, and 0.80 on another):
+{len(lists["benchmark_objects"])} objects, {len(lists["benchmark_characters"])} characters, {len(lists["groups"])} groups
+(`concepts/lists.yaml`).
+
+## Sensitive groups: how often a member is drawn
+
+`implicit_phrase`: a phrase of training in a new template; `implicit_combination`: a pair of words never seen together.
+
+{table(implicit, ("group", "explicit", "paraphrased", "implicit_phrase", "implicit_combination"))}
+
+No single word gives a group away: over 30,000 captions the words that come closest are
+{", ".join(f"{w} (P({g}) = {p:.2f})" for p, w, g in strongest)}.
+
+## Professions: share drawn as a man
+
+{table(shares, ("profession", "in training", "drawn"))}
+
+## Text side
+
+Mean cosine of the first EoT with the later ones: {cosine:.3f}.
+
+## Judges
+
+Agreement of `emoji_cnn` and `emoji_nearest` on the top object of these pictures: {rate(agree)}. Accuracy on pictures labelled by
+eye: `emoji_cnn` {eyes["emoji_cnn"]}, `emoji_nearest` {eyes["emoji_nearest"]}.
+""")
+
+
+def eye_accuracy() -> dict[str, str]:
+    """Per judge: share of eye-labelled pictures whose top object is the eye's."""
+    rows = pd.read_csv(EYES, keep_default_na=False)
+    return {j: rate((rows[j] == rows["eye"]).astype(float)) for j in ("emoji_cnn", "emoji_nearest")}
+
+
+def main() -> None:
+    write_card(probe.concepts(FOLDER), pd.read_csv(RESULTS / "images.csv", keep_default_na=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The two judges: train them on renders, then set thresholds on generated pictures.
+
+    python -m data.build.judges cnn         # needs the VAE; uses generated `none` pictures where they exist
+    python -m data.build.judges nearest     # needs judge_clip
+    python -m data.build.judges none        # needs the UNet: half-denoised and randomly pruned outputs
+    python -m data.build.judges thresholds  # needs the UNet and both judges
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from data.build.captions import Example, all_labels, things
+from data.build.clip import RUNS, pixels, worsen
+from data.build.grammar import BACKGROUNDS
+from data.build.pictures import draw
+from data.build.training import Trainer
+from data.build.words import PROFESSIONS, STYLES
+from probe.detect._emoji import JudgeCNN, families
+
+FOLDER = Path("data/emoji/judges")
+WIDTHS, BATCH, ITERATIONS = (32, 64, 128, 160), 96, 2400
+NONE_FILE = RUNS / "none_images.safetensors"
+FALSE_POSITIVES = 0.005
+
+
+def labels() -> list[str]:
+    """The judges' labels in order: objects, characters, professions, none; styles; genders."""
+    return [*(f"object/{t}" for t in things()), "object/none", *(f"style/{s}" for s in STYLES), "gender/man", "gender/woman"]
+
+
+def columns_of(label: str, style: str) -> tuple[int, int, int]:
+    """Index within each family (object, style, gender) of a drawing; gender is -1 unless it is a profession."""
+    gender, _, profession = label.partition(" ")
+    thing, g = (profession, ("man", "woman").index(gender)) if profession in PROFESSIONS else (label, -1)
+    return things().index(thing), list(STYLES).index(style), g
+
+
+def render_pool(n: int, seed: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Pictures (n, 64, 64, 3) of single drawings and their columns (n, 3), every (label, style) equally often."""
+    rng = np.random.default_rng(seed)
+    pairs = [(a, s) for a in all_labels() for s in STYLES]
+    images, targets = [], []
+    for i in range(n):
+        label, style = pairs[i % len(pairs)]
+        background = "white" if rng.random() < 0.6 else str(rng.choice(list(BACKGROUNDS)))
+        images.append(draw(Example("", "name", frozenset(), None, label, None, style, background), rng))
+        targets.append(columns_of(label, style))
+    return np.stack(images), torch.tensor(targets)
+
+
+@torch.no_grad()
+def round_trip(images: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
+    """Pictures as the autoencoder gives them back: what a perfect generator would show."""
+    out = [vae.decode(vae.encode(pixels(images[i : i + 64])).latent_dist.mean).sample for i in range(0, len(images), 64)]
+    return to_uint8(torch.cat(out))
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """float (n, 3, y, x) in -1..1 -> uint8 (n, y, x, 3)."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def spoil(x: torch.Tensor) -> torch.Tensor:
+    """Pictures that show nothing: blends of two or three drawings, heavy blur, noise, shuffled patches."""
+    n, kind = len(x), torch.randint(5, (len(x), 1, 1, 1))
+    blend = (x + x[torch.randperm(n)]) / 2
+    triple = (x + x[torch.randperm(n)] + x[torch.randperm(n)]) / 3
+    blur = F.interpolate(F.avg_pool2d(x, 16), scale_factor=16, mode="bilinear")
+    noise = 0.35 * x + 0.9 * F.interpolate(torch.randn(n, 3, 16, 16), scale_factor=4, mode="bilinear")
+    patches = x.unflatten(2, (4, 16)).unflatten(4, (4, 16)).transpose(2, 4).flatten(4, 5).flatten(2, 3)[:, :, torch.randperm(64)]
+    out = torch.where(kind == 0, blend, torch.where(kind == 1, triple, torch.where(kind == 2, blur, noise)))
+    return torch.where(kind == 4, patches, out).clamp(-1, 1)
+
+
+def train_cnn() -> None:
+    images, targets = render_pool(620 * 20, 7)
+    vae = AutoencoderKL.from_pretrained(RUNS / "vae").eval()
+    soft = round_trip(images[: 620 * 10], vae)
+    images, targets = np.concatenate([images, soft]), torch.cat([targets, targets[: len(soft)]])
+    generated = load_file(NONE_FILE)["images"].numpy() if NONE_FILE.exists() else np.empty((0, 64, 64, 3), np.uint8)
+    none = things().__len__()
+
+    def loss(net: JudgeCNN, iteration: int) -> torch.Tensor:
+        i = torch.randint(len(images), (BATCH,))
+        x, y = pixels(images[i.numpy()]), targets[i].clone()
+        shift = torch.randint(-3, 4, (2,)).tolist()
+        x = worsen(torch.roll(x, shift, (2, 3)), 0.6)
+        bad = torch.rand(BATCH) < 0.12
+        x = torch.where(bad.view(-1, 1, 1, 1), spoil(x), x)
+        if len(generated):
+            j = torch.randint(len(generated), (BATCH // 12,))
+            x[-len(j) :], bad[-len(j) :] = pixels(generated[j.numpy()]), True
+        y[bad, 0], y[bad, 1:] = none, -1
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(x)
+        parts = [F.cross_entropy(o.float(), y[:, k], ignore_index=-1, label_smoothing=0.05) for k, o in enumerate(out.values()) if (y[:, k] >= 0).any()]
+        return torch.stack(parts).sum()
+
+    torch.manual_seed(8)
+    net = JudgeCNN(families(labels()), WIDTHS).to(memory_format=torch.channels_last)
+    name = "emoji_cnn_none" if len(generated) else "emoji_cnn"
+    trainer = Trainer(name, net, loss, RUNS, ITERATIONS, lr=1.5e-3, warmup=100, ema_decay=0.995)
+    trainer.run()
+    trainer.ema_into(net)
+    save("emoji_cnn", {k: v.half() for k, v in net.state_dict().items()}, widths=WIDTHS)
+
+
+def make_nearest() -> None:
+    """Features of clean and round-trip renders in the second contrastive model."""
+    from transformers import CLIPModel
+
+    model = CLIPModel.from_pretrained(RUNS / "judge_clip").eval()
+    vae = AutoencoderKL.from_pretrained(RUNS / "vae").eval()
+    images, targets = render_pool(620 * 4, 9)
+    images, targets = np.concatenate([images, round_trip(images, vae)]), torch.cat([targets, targets])
+    with torch.no_grad():
+        features = torch.cat([model.visual_projection(model.vision_model(pixel_values=pixels(images[i : i + 256])).pooler_output)
+                              for i in range(0, len(images), 256)])  # fmt: skip
+        bad = to_uint8(spoil(pixels(images[: 620 * 2])))
+        if NONE_FILE.exists():
+            bad = np.concatenate([bad, load_file(NONE_FILE)["images"].numpy()])
+        off = torch.cat([model.visual_projection(model.vision_model(pixel_values=pixels(bad[i : i + 256])).pooler_output)
+                         for i in range(0, len(bad), 256)])  # fmt: skip
+    features = F.normalize(features, dim=-1)
+    # means per drawing: 620 centres
+    centres = torch.stack([features[(targets == t).all(1)].mean(0) for t in targets.unique(dim=0)])
+    family_sizes = families(labels())
+    offsets = torch.tensor([0, family_sizes["object"], family_sizes["object"] + family_sizes["style"]])
+    unique = targets.unique(dim=0)
+    columns = torch.where(unique >= 0, unique + offsets, -1)
+    best_good = (features @ F.normalize(centres, dim=-1).T).amax(1)
+    best_bad = (F.normalize(off, dim=-1) @ F.normalize(centres, dim=-1).T).amax(1)
+    cut = np.linspace(0, 1, 501)
+    errors = [(best_good < c).float().mean() + (best_bad >= c).float().mean() for c in cut]
+    save("emoji_nearest", {"features": centres.half(), "columns": columns.to(torch.int32)},
+         temperature=0.02, none_similarity=float(cut[int(np.argmin(errors))]))  # fmt: skip
+
+
+def save(name: str, tensors: dict[str, torch.Tensor], **settings) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, FOLDER / f"{name}.safetensors")
+    data = {"labels": labels(), "thresholds": [0.5] * len(labels()), **settings}
+    (FOLDER / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+@torch.no_grad()
+def make_none(n: int = 1200) -> None:
+    """Pictures that a damaged or interrupted generator makes: few-step outputs cut off early, and randomly pruned UNets."""
+    from data.build.unet import make_unet, pipeline
+    from probe import concepts
+
+    torch.manual_seed(11)
+    world = concepts(Path("data/emoji/concepts"))
+    prompts = [world[t].prompts["explicit"][k] for k in range(12) for t in world if world[t].kind != "style"]
+    unet = make_unet().eval()
+    unet.load_state_dict(load_file(RUNS / "unet" / "diffusion_pytorch_model.safetensors"))
+    original = {k: v.clone() for k, v in unet.state_dict().items()}
+    pipe, out = pipeline(unet), []
+    pipe.set_progress_bar_config(disable=True)
+    for batch in range(n // 60):
+        texts = prompts[batch * 60 : batch * 60 + 60]
+        share = 0.0 if batch % 3 == 0 else float(np.random.default_rng(batch).uniform(0.35, 0.7))
+        for k, v in unet.state_dict().items():
+            v.copy_(original[k])
+            if share and k.endswith("ff.net.2.weight") or share > 0.5 and "attn2" in k and v.ndim == 2:
+                v[torch.rand(v.shape) < share] = 0
+        latents = []
+        pipe(texts, num_inference_steps=20, guidance_scale=7.5, output_type="latent",
+             callback_on_step_end=lambda p, i, t, kw: (latents.append(kw["latents"]), kw)[1])  # fmt: skip
+        stop = 3 + batch % 4 if batch % 3 == 0 else 19
+        out.append(to_uint8(pipe.vae.decode(latents[stop] / pipe.vae.config.scaling_factor).sample))
+    save_file({"images": torch.from_numpy(np.concatenate(out))}, NONE_FILE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("cnn", "nearest", "none"))
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    {"cnn": train_cnn, "nearest": make_nearest, "none": make_none}[args.what]()
+
+
+if __name__ == "__main__":
+    main()

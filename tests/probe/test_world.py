@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import probe
+from probe.errors import BadInput, UnknownName
+from probe.world import Concept
+
+CHURCH = Concept(
+    name="church",
+    kind="object",
+    prompts={"explicit": ["a church", "the church"]},
+    test={"explicit": ["one church"]},
+    references={"neighbour": ["a castle", "the castle"]},
+    surface_forms=("church", "chapel"),
+    anchor="a building",
+    neighbours=("castle",),
+    detector="emoji_cnn:object/church",
+)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    CHURCH.to_yaml(tmp_path / "church.yaml")
+    assert Concept.from_yaml(tmp_path / "church.yaml") == CHURCH
+    assert CHURCH.label == "object/church"
+
+
+def test_a_group_is_hit_when_a_member_is() -> None:
+    group = Concept(name="weapon", kind="group", prompts={}, members=("axe", "bomb"))
+    assert group.labels == ("object/axe", "object/bomb")
+
+
+def test_concepts_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        CHURCH.name = "castle"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        CHURCH.prompts["explicit"] = ()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: a\nkind: thing\nprompts: {}\n", "unknown kind"),
+        ("name: a\nkind: object\nprompts: {}\nneighbors: [b]\n", "neighbours"),
+        ("name: a\nkind: object\n", "no concept"),
+        ("name: a\nkind: object\nprompts: {explicit: [x]}\ntest: {explicit: [x]}\n", "both fitted and reported"),
+        ("name: a\nkind: object\nprompts: {explicit: [x]}\nreferences: {neighbour: []}\n", "must pair"),
+        ("name: [a\n", "not YAML"),
+        ("name: !!python/object/apply:os.getcwd []\nkind: object\nprompts: {}\n", "not YAML"),
+    ],
+)
+def test_bad_concept_files_say_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(BadInput, match=says):
+        Concept.from_yaml(tmp_path / "a.yaml")
+
+
+def test_world_is_a_lazy_mapping_with_nearest_names(tmp_path: Path) -> None:
+    CHURCH.to_yaml(tmp_path / "church.yaml")
+    (tmp_path / "broken_thing.yaml").write_text("name: [")  # read only when asked for
+    (tmp_path / "lists.yaml").write_text("benchmark: [church]\n")
+    world = probe.concepts(tmp_path)
+    assert list(world) == ["broken thing", "church"]
+    assert world["church"] is world["church"]
+    assert world.lists == {"benchmark": ("church",)}
+    with pytest.raises(UnknownName, match="church"):
+        world["churh"]
+
+
+def test_a_folder_without_concepts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no concepts"):
+        probe.concepts(tmp_path)
