@@ -22,6 +22,13 @@ def dtype_argument(dtype: Any) -> dict[str, Any]:
     return {"dtype" if Version(diffusers.__version__) >= Version("0.40.0") else "torch_dtype": dtype}
 
 
+def single_file_errors() -> tuple[type[Exception], ...]:
+    """What diffusers raises for a single file that lacks a whole network; no built-in error's subclass."""
+    from diffusers.loaders import single_file_utils
+
+    return (single_file_utils.SingleFileComponentError,)
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """No bars and no advice from diffusers and transformers while they load or save; everything as before afterwards.
@@ -62,7 +69,7 @@ def save_pipeline(pipe: Any, folder: str | Path, dtype: Any = None, *, replace: 
         partial.mkdir()
         write_json(partial / "model_index.json", _model_index(pipe))
         for name, component in pipe.components.items():
-            if component is None or name in _LEFT_OUT:
+            if component is None or name in LEFT_OUT:
                 continue
             if hasattr(component, "state_dict"):
                 _save_network(name, component, partial / name, dtype)
@@ -74,12 +81,12 @@ def save_pipeline(pipe: Any, folder: str | Path, dtype: Any = None, *, replace: 
 
 
 #: Parts that pipelines here go without: they judge images, or prepare images that nothing here puts in.
-_LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def _model_index(pipe: Any) -> dict[str, Any]:
     index = json.loads(pipe.to_json_string())
-    index |= {name: [None, None] for name in _LEFT_OUT if name in index}
+    index |= {name: [None, None] for name in LEFT_OUT if name in index}
     index.pop("_name_or_path", None)
     if "safety_checker" in index:
         index["requires_safety_checker"] = False
