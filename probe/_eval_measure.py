@@ -15,6 +15,8 @@ from probe._result import DECIMALS, ORIGINAL, ResultStore, pack_scores, unpack_s
 from probe.errors import BadInput, unknown_name
 from probe.metrics import ContentFinder, Judged, Metric, hits, labels_of, metric
 
+JUDGE = "emoji_cnn"  # decides unless a concept or the caller names another
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -173,10 +175,11 @@ def thresholds(judge: Any) -> np.ndarray:
 
 
 def _common(concepts: Sequence[Any]) -> str:
-    names = {c.detector for c in concepts}
+    """The judge that these concepts name in ``detector``, ``judge:label``; `JUDGE` where they name none."""
+    names = {(c.detector or "").partition(":")[0] or JUDGE for c in concepts}
     if len(names) > 1:
         raise BadInput("these concepts name different judges", given=", ".join(sorted(names)), fix="pass judge=")
-    return str(names.pop())
+    return names.pop()
 
 
 def _detector(judge: Any) -> Any:

@@ -42,15 +42,23 @@ class ConceptLike(Protocol):
         """Every name and synonym."""
         ...
 
+    @property
+    def detector(self) -> str | None:
+        """``judge:label``, or the judge alone, or None."""
+        ...
+
 
 def labels_of(concept: ConceptLike, world: Mapping[str, ConceptLike] | None = None) -> tuple[str, ...]:
-    """The judge's labels that show a concept: its own, or those of a group's members."""
+    """The judge's labels that show a concept: those of a group's members, else the one its ``detector`` names.
+
+    ``detector`` is ``judge:label``; where it names no label, the label is ``style/<name>`` or ``object/<name>``.
+    """
     if concept.kind == "group":
         known = world or {}
-        return tuple(
-            label for m in concept.members for label in (labels_of(known[m]) if m in known else (f"object/{m}",))
-        )
-    return (f"{'style' if concept.kind == 'style' else 'object'}/{concept.name}",)
+        own = (labels_of(known[m]) if m in known else (f"object/{m}",) for m in concept.members)
+        return tuple(label for labels in own for label in labels)
+    _, _, label = (concept.detector or "").partition(":")
+    return (label or f"{'style' if concept.kind == 'style' else 'object'}/{concept.name}",)
 
 
 class ContentFinder:

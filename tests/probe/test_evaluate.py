@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 
 from probe import _evaluate, _generate, stats
+from probe._eval_measure import _common
 from probe._eval_samples import cell_samples
 from probe._result import COLUMNS, read_results, read_rows
 from probe.errors import BadInput, HeaderMismatch, UnknownName
 from probe.testing import tiny_pipeline
-from tests.probe.measuring import Colours, ScaledWeight, concept, small_world
+from tests.probe.measuring import Colours, FakeConcept, ScaledWeight, concept, small_world
 
 METRICS = ("rate", "rate_second", "broken", "content_kept")
 
@@ -38,7 +39,7 @@ def drawn(monkeypatch):
 
 def run(pipe, out, edits=None, concepts=("church",), **options):
     defaults = {"world": small_world(), "judge": Colours(), "second": Colours("other", shift=3), "metrics": METRICS}
-    settings = {"steps": 2, "batch_size": 4, "resamples": 200, "progress": False, **defaults, **options}
+    settings = {"steps": 1, "batch_size": 6, "resamples": 200, "progress": False, **defaults, **options}
     return _evaluate.evaluate(pipe, edits or {"scaled": ScaledWeight(0.3)}, concepts, out=out, **settings)
 
 
@@ -52,13 +53,14 @@ def one(table: pd.DataFrame, **key) -> pd.Series:
 def test_rates_and_paired_differences_are_those_of_the_images(pipe, tmp_path):
     world, judge, edit = small_world(), Colours(), ScaledWeight(0.3)
     splits = ("explicit", "neighbours", "preserve_test")
-    table = run(pipe, tmp_path / "r", splits=splits, seeds_per_prompt=2)
+    some = {"explicit": 4, "neighbours": 4, "preserve_test": 9}
+    table = run(pipe, tmp_path / "r", splits=splits, n_prompts=some, seeds_per_prompt=2)
     assert list(table.columns) == list(COLUMNS)
     for split in splits:
-        samples = cell_samples(world["church"], split, world, seeds_per_prompt=2)
-        before = _generate.generate(pipe, samples, steps=2, progress=False)
+        samples = cell_samples(world["church"], split, world, limit=some[split], seeds_per_prompt=2)
+        before = _generate.generate(pipe, samples, steps=1, progress=False)
         with edit.applied(pipe):
-            after = _generate.generate(pipe, samples, steps=2, progress=False)
+            after = _generate.generate(pipe, samples, steps=1, progress=False)
         column = {name: i for i, name in enumerate(judge.labels)}
         own = [
             [column["style/ink"]]
@@ -117,14 +119,14 @@ def test_the_pipeline_is_left_as_it_was(pipe, tmp_path):
 
 
 def test_a_killed_evaluation_goes_on_to_the_same_table(pipe, tmp_path, drawn):
-    whole = run(pipe, tmp_path / "whole")
+    whole = run(pipe, tmp_path / "whole", batch_size=4)
     total = drawn()
     with pytest.raises(KeyboardInterrupt):
-        run(pipe, tmp_path / "killed", judge=Colours(fail_after=8))
+        run(pipe, tmp_path / "killed", judge=Colours(fail_after=8), batch_size=4)
     kept = len(read_rows(tmp_path / "killed"))
     assert 0 < kept < total
     before = drawn()
-    resumed = run(pipe, tmp_path / "killed")
+    resumed = run(pipe, tmp_path / "killed", batch_size=4)
     pd.testing.assert_frame_equal(resumed, whole)
     assert drawn() - before <= total - kept + 4, "more than a batch was drawn twice"
     files = [{p.name for p in (tmp_path / name / "images").iterdir()} for name in ("whole", "killed")]
@@ -245,6 +247,15 @@ def test_bad_input_is_named_before_anything_is_written(pipe, tmp_path, options, 
     with pytest.raises(error, match=words):
         run(pipe, tmp_path / "r", **options)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [((None, "emoji_cnn:object/x"), "emoji_cnn"), (("nude:exposed", "nude:covered"), "nude")]
+)
+def test_the_judge_is_the_one_that_the_concepts_name(named, expected):
+    assert _common([FakeConcept(str(i), detector=name) for i, name in enumerate(named)]) == expected
+    with pytest.raises(BadInput, match="different judges"):
+        _common([FakeConcept("a", detector="one:object/a"), FakeConcept("b")])
 
 
 def test_no_edits_at_all(pipe, tmp_path):

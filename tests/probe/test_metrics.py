@@ -50,6 +50,14 @@ def test_labels_of_each_kind():
     assert metrics.labels_of(world["weapon"]) == ("object/bomb", "object/axe")
 
 
+def test_a_concept_may_name_its_label():
+    mine = FakeConcept("my church", detector="emoji_cnn:object/church")
+    assert metrics.labels_of(mine) == ("object/church",)
+    assert metrics.labels_of(FakeConcept("places", "group", members=("my church",)), {"my church": mine}) == (
+        "object/church",
+    )
+
+
 @pytest.mark.parametrize(
     ("prompt", "about", "expected"),
     [
