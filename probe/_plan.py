@@ -84,15 +84,12 @@ class Plan:
             name for name in ("text_encoder", "text_encoder_2", "unet") if getattr(self.pipe, name, None) is not None
         ]
         context += ["vae"] if self.decode else []
+        # in the order in which differences are looked for: what a caller chose comes before what follows from it
         return {
             "layout_version": formats.LAYOUT_VERSIONS["run"],
-            "model": model.to_json(components),
-            "context": {name: model.component(name) for name in context if name not in components},
-            "lineage": provenance.lineage(self.pipe),
             "components": components,
             "sites": [site.name for sites in self.groups.values() for site in sites],
             "reducers": [reducer.name for reducer in self.reducers],
-            "scheduler": {"name": type(self.pipe.scheduler).__name__, **compat.clean_config(self.pipe.scheduler)},
             "steps": self.steps,
             "guidance": self.guidance,
             "branches": self.branches,
@@ -100,6 +97,10 @@ class Plan:
             "batch_size": self.batch_size,
             "images": self.keep_images,
             "detector": self.detector_id,
+            "scheduler": {"name": type(self.pipe.scheduler).__name__, **compat.clean_config(self.pipe.scheduler)},
+            "lineage": provenance.lineage(self.pipe),
+            "model": model.to_json(components),
+            "context": {name: model.component(name) for name in context if name not in components},
             "samples": digest(self.table),
         }
 

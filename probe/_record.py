@@ -83,6 +83,8 @@ def record(
     table = samples(
         prompts, seeds, seeds_per_prompt=seeds_per_prompt, concept=concept, split=split, negative_prompt=negative_prompt
     )
+    if batch_size < 1:
+        raise BadInput("batch_size must be at least 1", given=batch_size)
     judge = _Judge.of(detector, concept)
     size = image_size(pipe, height, width)
     plan = Plan(

@@ -106,10 +106,10 @@ def open_run(path: str | Path | Run, group: str = "unet", incomplete: Incomplete
         )
     if missing := store.missing():
         raise damage(path, missing)
-    ds = _dataset(path, group)
-    if ds.sizes["sample"] != store.n_samples:
+    if any(length != store.n_samples for length in store.lengths(group)):
         fix = "repeat record(..., extend=True), which finishes it"
         raise StoreDamaged("an extension of the run was interrupted", given=str(path), fix=fix)
+    ds = _dataset(path, group)
     ds.attrs = {"sites": json.dumps(stored_sites(store, group)), "provenance": json.dumps(_provenance(store))}
     if incomplete == "drop":
         ds = ds.isel(sample=np.flatnonzero(mask))

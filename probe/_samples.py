@@ -56,6 +56,8 @@ def samples(
     for name in _TEXT:
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str).astype(object)
     table = _with_seeds(table, seeds, seeds_per_prompt)
+    if bad := [seed for seed in table["seed"] if not 0 <= int(seed) < 2**63]:
+        raise BadInput("a seed is a non-negative 64-bit integer", given=bad[0])
     return table[[name for name in COLUMNS if name in table]]
 
 

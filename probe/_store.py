@@ -121,6 +121,11 @@ class RunStore:
         """(unit,) bool: which units are written in full."""
         return np.asarray(self._done[: self.n_units]) == 1
 
+    def lengths(self, group: str) -> list[int]:
+        """Lengths along sample of a group's arrays; they differ while the run is being extended."""
+        arrays = [array for _, array in self.root[group].arrays()]
+        return [array.shape[0] for array in arrays if array.metadata.dimension_names[0] == "sample"]
+
     def rows(self, unit: int) -> slice:
         """The samples of a unit."""
         return slice(unit * self.unit, min((unit + 1) * self.unit, self.n_samples))
@@ -222,7 +227,7 @@ def open_group(path: Path, kind: str) -> Any:
     try:
         root = zarr.open_group(path, mode="r+", zarr_format=3)
         attributes = dict(root.attrs)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         what = "no zarr group can be read here"
         raise StoreDamaged(what, given=str(path), expected=f"a {kind.replace('_', ' ')}") from error
     formats.check_header(attributes, kind, path)
