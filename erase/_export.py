@@ -1,0 +1,102 @@
+"""Edited pipelines as plain diffusers folders, checked after writing."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from erase import _in_force
+from erase._card import card
+from probe import compat
+from probe._files import check_free, written_whole
+from probe._load import load
+from probe.errors import BadInput, WorkbenchError
+
+if TYPE_CHECKING:
+    from erase._edit import Edit
+
+logger = logging.getLogger(__name__)
+
+
+def export(edit: Edit, pipe: Any, folder: str | Path, *, force: bool = False) -> Path:
+    """Write ``pipe`` with ``edit`` (and whatever is in force already) to ``folder``; see `Edit.export`."""
+    folder = Path(folder)
+    if not edit.mergeable:
+        raise BadInput(f"edit {edit.name!r} is more than weights and cannot be exported", fix="save_pretrained it")
+    check_free(folder, "pipeline", ours=(folder / "model_index.json").is_file(), force=force)
+    in_force = any(entry.edit.id == edit.id for entry in _in_force.entries(pipe))
+    with nullcontext() if in_force else edit.applied(pipe), written_whole(folder, replace=force) as partial:
+        compat.save_pipeline(pipe, partial)
+        (partial / "README.md").write_text(card(edit), encoding="utf-8")
+        _compare(pipe, partial, folder)
+    logger.info("exported %s with edit %s and checked it", folder, edit.name)
+    return folder
+
+
+def _compare(pipe: Any, written: Path, folder: Path) -> None:
+    """Load what was written; its tensors must be equal bit for bit, and so must what it denoises, to rounding."""
+    networks = {
+        name: component
+        for name, component in pipe.components.items()
+        if isinstance(component, nn.Module) and name not in compat.LEFT_OUT
+    }
+    again = _reloaded(written, networks, pipe.device)
+    for name, network in networks.items():
+        state, found = network.state_dict(), getattr(again, name).state_dict()
+        differing = [key for key in state if key not in found or not _same(state[key], found[key])]
+        if differing or len(found) != len(state):
+            what = ", ".join(differing[:3]) or "other tensors"
+            raise WorkbenchError("the exported pipeline does not reload as it was", given=f"{folder}: {name}: {what}")
+    one, other = probe_latent(pipe), probe_latent(again)
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise WorkbenchError(
+            "the exported pipeline denoises another latent",
+            given=f"{folder}: largest difference {float((one - other).abs().max()):.3g}",
+        )
+
+
+def _reloaded(written: Path, networks: dict[str, Any], device: torch.device) -> Any:
+    """The written pipeline with each network in the dtype of its counterpart; loaded in the widest, casts are exact."""
+    widest = functools.reduce(torch.promote_types, (network.dtype for network in networks.values()))
+    again = load(written, device=device, dtype=widest)
+    with compat.quiet_libraries():
+        for name, network in networks.items():
+            if network.dtype != widest:
+                getattr(again, name).to(network.dtype)
+    return again
+
+
+def probe_latent(pipe: Any, steps: int = 2, seed: int = 0) -> Tensor:
+    """The latent (1 c y x), float32, that ``pipe`` makes of a fixed prompt and seed; the pipeline is left as it was."""
+    side = min(pipe.unet.config.sample_size, 16) * pipe.vae_scale_factor
+    scheduler, bar = pipe.scheduler, vars(pipe).get("_progress_bar_config")
+    try:
+        pipe.scheduler = type(scheduler).from_config(scheduler.config)  # schedulers carry the state of their last run
+        pipe.set_progress_bar_config(disable=True)
+        latent = pipe(
+            "a photo of a church",
+            num_inference_steps=steps,
+            height=side,
+            width=side,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+        ).images
+    finally:
+        pipe.scheduler = scheduler
+        vars(pipe).pop("_progress_bar_config", None)
+        if bar is not None:
+            pipe._progress_bar_config = bar
+    return latent.detach().float().cpu()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal bit for bit, NaN and signs of zero included."""
+    one, other = one.detach().cpu().contiguous(), other.detach().cpu().contiguous()
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
