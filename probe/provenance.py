@@ -119,6 +119,7 @@ def _plain(value: Any) -> Any:
     raise BadInput("an identity holds plain values only", given=type(value).__name__)
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
