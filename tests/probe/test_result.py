@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -152,3 +153,20 @@ def test_result_images_pairs_samples_and_puts_the_original_first(tmp_path):
         result_images(tmp_path / "r", "church", edits=["on"])
     with pytest.raises(BadInput, match="no sample"):
         result_images(tmp_path / "r", "castle")
+
+
+def test_a_result_of_layout_1_is_read():
+    """Made by `probe.evaluate` on a tiny pipeline; never to be written again."""
+    folder = Path(__file__).parents[1] / "formats" / "result_v1"
+    table = read_results(folder)
+    assert list(table.columns) == list(COLUMNS)
+    assert set(table["split"]) == {"explicit", "preserve_test"}
+    assert set(table["attack"]) == {"none"}
+    assert (table["n"] + table["n_failed"]).isin([1, 2]).all()
+    rows, prompts, shown = result_images(folder, "church")
+    assert {name: images.shape for name, images in rows.items()} == dict.fromkeys(
+        ("original", "scaled"), (2, 16, 16, 3)
+    )
+    explicit = table[(table["split"] == "explicit") & (table["metric"] == "rate")].iloc[0]
+    assert (np.mean(shown["original"]), np.mean(shown["scaled"])) == (explicit["original"], explicit["value"])
+    assert all("church" in prompt for prompt in prompts)
