@@ -4,8 +4,8 @@ A command is a plain function ``command(task, <its own arguments>)``. Its option
 library function behind it, read from the source without importing it, so that no ``--help`` waits for torch.
 """
 
-from probe._terminal._app import command, new_app, run
+from probe._terminal._app import command, leave, new_app, run
 from probe._terminal._options import Option, from_signature
 from probe._terminal._task import Task
 
-__all__ = ["Option", "Task", "command", "from_signature", "new_app", "run"]
+__all__ = ["Option", "Task", "command", "from_signature", "leave", "new_app", "run"]

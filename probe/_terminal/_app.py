@@ -9,9 +9,11 @@ import errno
 import inspect
 import logging
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -57,7 +59,6 @@ def command(
         def invoke(**values: Any) -> None:
             own_values = {p.name: values.pop(p.name) for p in own}
             task = _task(f"{app.info.name} {name}", options, shared, values)
-            _set_up_logging(task)
             function(task, **own_values)
 
         invoke.__doc__ = function.__doc__
@@ -91,27 +92,14 @@ def _task(name: str, options: Sequence[Option], shared: Sequence[Option], values
     )
 
 
-def _set_up_logging(task: Task) -> None:
-    """Warnings of this project on stderr, more with -v, less with -q; other libraries speak only with -v."""
-    verbose, quiet = task.shared["verbose"], task.shared["quiet"]
-    logging.captureWarnings(True)
-    logging.basicConfig(
-        stream=sys.stderr, format="%(message)s", level=logging.WARNING if verbose else logging.ERROR, force=True
-    )
-    for package in ("probe", "erase"):
-        logging.getLogger(package).setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
-    if not verbose:  # read by these libraries when they are imported
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
 def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
     """Runs the application and returns its exit code; prints errors as one line, or as the one JSON document."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name=app.info.name, standalone_mode=False)
+        with _logging(verbose=verbose, quiet="--quiet" in arguments or "-q" in arguments):
+            code = typer.main.get_command(app).main(arguments, prog_name=app.info.name, standalone_mode=False)
         if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into this code themselves
             raise KeyboardInterrupt
         return code if isinstance(code, int) else OK
@@ -131,13 +119,52 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         return BUG
 
 
+def leave(code: int) -> int:
+    """``code``, once zarr's thread has ended: its own exit handler waits 0.2 s and then complains on stderr."""
+    sync = sys.modules.get("zarr.core.sync")
+    (loop,), (thread,) = getattr(sync, "loop", [None]), getattr(sync, "iothread", [None])
+    if loop is not None and thread is not None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=10)
+    return code
+
+
+@contextmanager
+def _logging(*, verbose: bool, quiet: bool) -> Iterator[None]:
+    """This project's warnings on stderr, more with -v, less with -q; other libraries speak only with -v."""
+    if not verbose:  # read by these libraries when they are imported
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    ours = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    levels = {"": logging.WARNING if verbose else logging.ERROR, "probe": ours, "erase": ours}
+    before = {name: logging.getLogger(name).level for name in levels}
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+        logging.captureWarnings(False)
+        logging.getLogger().removeHandler(handler)
+
+
 def _report(document: dict[str, Any], line: str, *, as_json: bool, trace: bool = False) -> None:
     if trace:
         traceback.print_exc(file=sys.stderr)
     if as_json:
         sys.stdout.write(to_json({"error": document}) + "\n")
     else:
+        line = re.sub(r"\b([a-z_]+)=(True|None)\b", _as_option, line)
         sys.stderr.write(f"error: {' '.join(line.split())}\n")
+
+
+def _as_option(said: re.Match[str]) -> str:
+    """``force=True`` as the command line spells it."""
+    return f"--{said[1].replace('_', '-')}{'' if said[2] == 'True' else ' null'}"
 
 
 def _usage_error(error: Exception, app: typer.Typer) -> BadInput | None:

@@ -1,7 +1,7 @@
 """``probe`` on the command line. Each command is the public function's name with dashes."""
 
-from probe._terminal import run
-from probe.cli import _evaluate, _info, _plot, _record, _score
+from probe._terminal import leave, run
+from probe.cli import _demo, _evaluate, _info, _plot, _record, _score
 from probe.cli._app import app
 
 __all__ = ["app", "main"]
@@ -9,4 +9,4 @@ __all__ = ["app", "main"]
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
-    return run(app)
+    return leave(run(app))

@@ -28,7 +28,8 @@ def info(
         from probe.provenance import info as circumstances
 
         found = circumstances()
-        return task.result(found, _rows({**found.pop("versions"), **found}))
+        others = {key: value for key, value in found.items() if key != "versions"}
+        return task.result(found, _rows({**found["versions"], **others}))
     kind = kind_at(Path(what))
     return {"run": _run, "neuron_map": _map, "edit": _edit, "result": _result}.get(kind or "", _model)(task, what)
 

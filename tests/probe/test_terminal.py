@@ -58,7 +58,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
 
 
 FAILURES = {
-    "known": BadInput("bad tree", given="x", expected="y", nearest=["oak"], fix="plant again"),
+    "known": BadInput("bad tree", given="x", expected="y", nearest=["oak"], fix="plant again, or force=True"),
     "full": OSError(errno.ENOSPC, "No space left on device", "somewhere"),
     "bug": ZeroDivisionError("division by zero"),
     "ctrl-c": KeyboardInterrupt(),
@@ -156,7 +156,10 @@ def test_exit_codes(toy: typer.Typer, capsys: pytest.CaptureFixture[str], failur
 
 def test_the_message_is_the_error_s_own(toy: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:
     run(toy, ["grow", "known", "--fail", "--out", "o", "--needed", "1"])
-    assert capsys.readouterr().err == "error: bad tree; given: x; expected: y; nearest: oak; fix: plant again\n"
+    assert (
+        capsys.readouterr().err
+        == "error: bad tree; given: x; expected: y; nearest: oak; fix: plant again, or --force\n"
+    )
 
 
 def test_config_file_fills_what_was_not_given(toy: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:

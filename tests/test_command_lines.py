@@ -1,0 +1,209 @@
+"""From a recording to an exported model by commands alone, on a tiny pipeline; and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import erase
+import probe
+from erase.cli import app as erase_app
+from probe._terminal import run
+from probe._terminal._words import WORDS
+from probe.cli import app as probe_app
+from probe.testing import tiny_pipeline
+
+APPS = {"probe": probe_app, "erase": erase_app}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, two runs, their map and two edits, all but the model made by commands."""
+    folder = tmp_path_factory.mktemp("shelf")
+    probe.compat.save_pipeline(tiny_pipeline(), folder / "model")
+    model, few = ["--model", f"{folder}/model"], ["--steps", "3", "--seed", "3", "-q"]
+    for name, prompts in {"target": ["a church", "a church on a hill"], "reference": ["a house", "a hill"]}.items():
+        assert run(probe_app, ["record", *prompts, *model, *few, "--out", f"{folder}/{name}"]) == 0
+    assert run(probe_app, ["score", f"{folder}/target", f"{folder}/reference", "-o", f"{folder}/map.zarr.zip"]) == 0
+    made = [f"{folder}/map.zarr.zip", *model]
+    assert (
+        run(erase_app, ["concept-prune", *made, "--skill-ratio", "0.1", "--window", "null", "-o", f"{folder}/edit"])
+        == 0
+    )
+    assert run(erase_app, ["prune-neurons", *made, "--top", "5", "-o", f"{folder}/five"]) == 0
+    return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command line."""
+    capsys.readouterr()
+    program, *arguments = map(str, words)
+    code = run(APPS[program], arguments)
+    return code, *capsys.readouterr()
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
+    """The one JSON document of a command that went well."""
+    code, out, err = call(capsys, *words, "--json")
+    found: dict[str, Any] = json.loads(out)
+    assert (code, err) == (0, ""), found
+    return found
+
+
+def test_commands_make_what_the_functions_make(shelf: Path) -> None:
+    by_hand = probe.score(shelf / "target", shelf / "reference", method="wanda")
+    nm = probe.NeuronMap.load(shelf / "map.zarr.zip")
+    assert nm.id == by_hand.id
+    edit = erase.concept_prune(probe.load(str(shelf / "model")), nm, skill_ratio=0.1, window=None)
+    assert erase.load_edit(shelf / "edit").id == edit.id
+
+
+def test_repeating_a_recording_leaves_it_as_it_is(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["a church", "a church on a hill", "--model", shelf / "model", "--steps", "3", "--seed", "3"]
+    before = (shelf / "target" / "zarr.json").stat().st_mtime_ns
+    assert document(capsys, "probe", "record", *arguments, "--out", shelf / "target")["samples"] == 2
+    assert (shelf / "target" / "zarr.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("program", "what", "kind"),
+    [
+        ("probe", "model", "model"),
+        ("probe", "target", "run"),
+        ("probe", "map.zarr.zip", "neuron_map"),
+        ("probe", "edit", "edit"),
+    ],
+)
+def test_info_tells_kinds_apart(
+    shelf: Path, capsys: pytest.CaptureFixture[str], program: str, what: str, kind: str
+) -> None:
+    assert document(capsys, program, "info", shelf / what)["kind"] == kind
+    code, out, _ = call(capsys, program, "info", shelf / what)
+    assert code == 0
+    assert out
+
+
+def test_info_without_an_argument_states_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "torch" in document(capsys, "probe", "info")["versions"]
+    assert "torch" in call(capsys, "probe", "info")[1]
+
+
+def test_info_compares_edits(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pair,) = document(capsys, "erase", "info", shelf / "edit", shelf / "five")["pairs"]
+    assert 0 <= pair["jaccard"] <= 1
+    assert pair["conflict"] is None
+    (same,) = document(capsys, "erase", "info", shelf / "edit", shelf / "edit")["pairs"]
+    assert same["jaccard"] == 1
+
+
+def test_control_and_stack(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    control = document(capsys, "erase", "control-mask", shelf / "edit", "--seed", "4", "-o", tmp_path / "control")
+    assert control["density"] == erase.load_edit(shelf / "edit").density
+    stacked = document(capsys, "erase", "stack", shelf / "edit", shelf / "five", "-o", tmp_path / "both")
+    assert stacked["name"] == "concept_prune+prune_neurons"
+    assert call(capsys, "erase", "stack", shelf / "edit", "-o", tmp_path / "both")[0] == 2, "another edit is there"
+    assert call(capsys, "erase", "stack", shelf / "edit", "-o", tmp_path / "both", "--force")[0] == 0
+
+
+def test_generate_beside(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = [
+        "erase",
+        "generate",
+        shelf / "edit",
+        "--prompt",
+        "a church",
+        "--model",
+        shelf / "model",
+        "--steps",
+        "2",
+    ]
+    found = document(capsys, *arguments, "--beside", "-o", tmp_path / "images")
+    assert found["files"] == ["000-a-church-0.png", "000-a-church-0-original.png"]
+    assert all((tmp_path / "images" / name).is_file() for name in found["files"])
+    assert call(capsys, *arguments, "-o", tmp_path / "images")[0] == 2
+    assert call(capsys, *arguments, "-o", tmp_path / "images", "--force")[0] == 0
+    assert len(list((tmp_path / "images").glob("*.png"))) == 1
+
+
+def test_export_is_a_pipeline(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    document(capsys, "erase", "export", shelf / "five", "--model", shelf / "model", "-o", tmp_path / "plain")
+    assert document(capsys, "probe", "info", tmp_path / "plain")["kind"] == "model"
+
+
+@pytest.mark.parametrize("what", [["map.zarr.zip"], ["edit"], ["target", "reference"]])
+def test_plot(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, what: list[str]) -> None:
+    figure = tmp_path / "figure.png"
+    document(capsys, "probe", "plot", *[shelf / name for name in what], "-o", figure, "--dpi", "50")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_verify_and_repair(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["a church", "--model", shelf / "model", "--steps", "2", "-o", tmp_path / "run", "-q"]
+    assert call(capsys, "probe", "record", *arguments)[0] == 0
+    assert call(capsys, "probe", "verify", tmp_path / "run")[0] == 0
+    next(file for file in (tmp_path / "run" / "unet" / "unit_norm" / "c").rglob("*") if file.is_file()).unlink()
+    code, _, err = call(capsys, "probe", "verify", tmp_path / "run")
+    assert code == 2
+    assert "--repair" in err
+    assert call(capsys, "probe", "verify", tmp_path / "run", "--repair")[0] == 0
+    assert call(capsys, "probe", "record", *arguments)[0] == 0
+    assert call(capsys, "probe", "verify", tmp_path / "run")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("probe record --model {m} -o {new}", "there are no prompts"),
+        ("probe record x --sites fnn --model {m} -o {new}", "nearest: ffn"),
+        ("probe record x --reduce unit_nrom --model {m} -o {new}", "nearest: unit_norm"),
+        ("probe record x --steps few --model {m} -o {new}", "given: 'few'"),
+        ("probe record x --model {s}/absent -o {new}", "absent"),
+        ("probe record x --model {m} -o {s}/edit", "edit"),
+        ("probe record prompts.txt --model {m} -o {new}", "no such file"),
+        ("probe score {s}/target {s}/reference --method wnada -o {new}", "nearest: wanda"),
+        ("probe score {s}/target {s}/absent -o {new}", "absent"),
+        ("probe info {s}/map.zarr.zip/x", "x"),
+        ("probe plot {s}/model -o {new}.png", "nothing that can be drawn"),
+        ("probe plot {s}/edit -o {new}.bmp", ".png"),
+        ("erase concept-prune {s}/map.zarr.zip --skill-ratio 0 --model {m} -o {new}", "skill_ratio"),
+        ("erase concept-prune {s}/map.zarr.zip --skill-ratio 0.0001 --window null --model {m} -o {new}", "smallest"),
+        ("erase concept-prune {s}/target --model {m} -o {new}", "run"),
+        ("erase prune-neurons {s}/map.zarr.zip --model {m} -o {new}", "no selection"),
+        ("erase generate {s}/edti --prompt x --model {m} -o {new}", "edit"),
+        ("erase generate {s}/edit --model {m} -o {new}", "prompt"),
+    ],
+)
+def test_user_errors(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str, part: str) -> None:
+    new = tmp_path / "new"
+    line = words.format(s=shelf, m=shelf / "model", new=new).split()
+    code, out, err = call(capsys, *line)
+    assert (code, out) == (2, ""), err
+    assert err.count("\n") == 1
+    assert part in err
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_a_dry_run_writes_nothing(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = document(capsys, "probe", "record", "x", "--model", shelf / "model", "--dry-run", "-o", tmp_path / "new")
+    assert found["arguments"]["steps"] == 30
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_option_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    from probe._terminal._options import Option
+
+    assert all(WORDS.values())
+    for module in (
+        "probe.cli._record",
+        "probe.cli._score",
+        "probe.cli._evaluate",
+        "erase.cli._images",
+        "erase.cli._prune",
+    ):
+        options = [
+            o for value in vars(__import__(module, fromlist=["x"])).values() if isinstance(value, list) for o in value
+        ]
+        assert [o.name for o in options if isinstance(o, Option) and not o.help] == []
