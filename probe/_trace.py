@@ -12,8 +12,6 @@ tuples, dataclasses or a library's output classes.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from probe import compat
+from probe._leaves import map_tensors
 from probe.errors import BadInput, NeverFired, unknown_name
 
 if TYPE_CHECKING:
@@ -136,11 +135,11 @@ class Trace:
             if self.keep == "all":
                 self.inputs.append(self.input)
         if self.retain_output:
-            self.output = _map(output, self._with_grad) if self.retain_grad else self._kept(output)
+            self.output = map_tensors(output, self._with_grad) if self.retain_grad else self._kept(output)
             if self.keep == "all":
                 self.outputs.append(self.output)
             if self.retain_grad:  # pass a copy on, so that in-place operations downstream leave the kept one alone
-                output = _map(self.output, lambda x: x.clone())
+                output = map_tensors(self.output, lambda x: x.clone())
         return output
 
     def _kept(self, value: Any) -> Any:
@@ -151,7 +150,7 @@ class Trace:
             x = x.detach() if self.detach else x
             return x.clone() if self.clone else x
 
-        return _map(value, copied)
+        return map_tensors(value, copied)
 
     def _with_grad(self, x: Tensor) -> Tensor:
         x = x.clone() if self.clone else x
@@ -304,26 +303,3 @@ def _call_by_name(function: Callable[..., Any], **offered: Any) -> Any:
         else:
             args.append(p.default)
     return function(*args, **named)
-
-
-def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with ``function`` applied to its tensors; everything else passes through unchanged."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, function) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_map(item, function) for item in value)
-    if isinstance(value, dict):  # copied, then filled: output classes of diffusers and transformers are dicts too
-        mapped: Any = copy.copy(value)
-        for key, item in value.items():
-            mapped[key] = _map(item, function)
-        return mapped
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        mapped = copy.copy(value)
-        for field in dataclasses.fields(value):
-            object.__setattr__(mapped, field.name, _map(getattr(value, field.name), function))
-        return mapped
-    return value

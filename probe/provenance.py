@@ -212,12 +212,8 @@ class Fingerprint:
         """
         for part in ("architecture", "weights"):
             if part == "weights" and recorded.get("dtype") != (dtype := self._dtype(recorded["architecture"])):
-                logger.warning(
-                    "%s was made in %s, the pipeline is in %s: only architectures were compared",
-                    what,
-                    recorded.get("dtype"),
-                    dtype,
-                )
+                text = "%s was made in %s, the pipeline is in %s: only architectures were compared"
+                logger.warning(text, what, recorded.get("dtype"), dtype)
                 return
             for component, expected in recorded.get(part, {}).items():
                 if component not in self._modules:
