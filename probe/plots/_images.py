@@ -54,7 +54,7 @@ def plot_before_after(
     across, down = 1 + _GAP, aspect + _GAP
     n_columns, n_rows = len(prompts), len(pictures)
     runs = _runs(prompts)
-    titles = [textwrap.wrap(prompts[start], max(12, int(15 * (stop - start)))) or [""] for start, stop in runs]
+    titles = [textwrap.wrap(prompts[start], max(12, int(14 * (stop - start)))) or [""] for start, stop in runs]
     lines = min(max(map(len, titles)), 4)
     inch = 1.0 if n_columns <= 10 else 10.0 / n_columns
     label_room = 0.09 * max(len(name) for name in pictures) + 0.1
