@@ -74,8 +74,7 @@ lab: setup ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 model: setup ## retrains the embedded model: minutes on a GPU, hours on two cores; may be interrupted
-	$(BIN)/pip install --quiet --constraint .venv/constraints.txt --no-build-isolation --editable '.[art]'
-	$(BIN)/python data/build/train.py
+	$(BIN)/python -m data.build.make
 
 clean: ## removes what was built; keeps .venv and runs/
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
