@@ -6,6 +6,10 @@ from probe._terminal import leave, run
 
 __all__ = ["app", "main"]
 
+# As help lists them: in the order of work.
+_ORDER = ("concept-prune", "prune-neurons", "control-mask", "stack", "info", "generate", "export")
+app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
+
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
