@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 64_000_000  # bytes of values held at once
 
-#: Keys in which two runs must agree before their numbers are compared; batch size is only warned about.
-COMPARED = ("model", "context", "lineage", "scheduler", "steps", "guidance", "branches", "size")
+#: How a run was sampled: two runs must agree in it before their numbers are compared. Batch size is only warned about.
+SAMPLING = ("steps", "guidance", "branches", "size", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,29 @@ class Recorded:
                 raise damage(self.path, bad) from error
             raise
 
+    @property
+    def model(self) -> dict[str, Any]:
+        """The fingerprint (as JSON) of the components whose neurons these are."""
+        recorded, components = self.identity["model"], {site.component for site in self.sites}
+        return {
+            part: {name: value for name, value in recorded[part].items() if name in components}
+            for part in ("architecture", "weights")
+        } | {"dtype": recorded["dtype"]}
+
+    @property
+    def comparable(self) -> dict[str, Any]:
+        """What must be equal in another run before the two are compared: sites, sampling, edits and weights.
+
+        The VAE is not among them: it draws what has been decided, and runs without images do not name it.
+        """
+        weights = {**self.identity["model"]["weights"], **self.identity["context"]}
+        return {
+            "sites": [site.name for site in self.sites],
+            **{key: self.identity[key] for key in (*SAMPLING, "lineage")},
+            "weights": {name: value for name, value in weights.items() if name != "vae"},
+            "architecture": self.model["architecture"],
+        }
+
     def reference_json(self) -> dict[str, Any]:
         """What a finding keeps of the run it came from: its id and the samples that were used."""
         table = pd.DataFrame({name: self.ds[name].values for name in COLUMNS if name in self.ds.coords})
@@ -125,9 +148,7 @@ def recorded(source: Any, group: str, reducer: str) -> Recorded:
 
 def check_comparable(target: Recorded, reference: Recorded) -> None:
     """Raise `HeaderMismatch` naming the key in which two runs differ that must agree; warn about the batch size."""
-    check_same(target.identity, reference.identity, "target and reference runs cannot be compared", COMPARED)
-    ours, theirs = ({"sites": [site.name for site in run.sites]} for run in (target, reference))
-    check_same(ours, theirs, "target and reference runs cannot be compared")
+    check_same(target.comparable, reference.comparable, "target and reference runs cannot be compared")
     sizes = [run.identity["batch_size"] for run in (target, reference)]
     if sizes[0] != sizes[1]:
         logger.warning("the runs were recorded in batches of %d and %d; results agree to float tolerance", *sizes)

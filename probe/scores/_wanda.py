@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 from probe._neuron_map import NeuronMap
 from probe._options import validated
 from probe.errors import BadInput
-from probe.scores._runs import Recorded, check_comparable, recorded
+from probe.scores._runs import SAMPLING, Recorded, check_comparable, recorded
 
 
 @validated
@@ -61,8 +61,10 @@ def wanda(
         "options": {"branches": branches, "normalise": normalise, "group": group},
         "target": runs[0].reference_json(),
         "reference": runs[1].reference_json(),
-        **{key: runs[0].identity[key] for key in ("model", "lineage", "scheduler", "steps", "guidance", "size")},
+        "model": runs[0].model,
+        "lineage": runs[0].identity["lineage"],
         "sites": [site.name for site in runs[0].sites],
+        **{key: runs[0].identity[key] for key in SAMPLING},
     }
     return NeuronMap.build(
         method="wanda",
