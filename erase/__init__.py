@@ -17,7 +17,7 @@ _EXPORTS = {
     "Replace": "_changes",
     "Edit": "_edit",
     "load_edit": "_saving",
-    "stack": "_edit",
+    "stack": "_stack",
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ._changes import Mask as Mask
     from ._changes import Replace as Replace
     from ._edit import Edit as Edit
-    from ._edit import stack as stack
     from ._saving import load_edit as load_edit
+    from ._stack import stack as stack
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons

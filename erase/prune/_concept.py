@@ -80,7 +80,7 @@ def concept_prune(
     _in_range(skill_ratio=(skill_ratio, 0 < skill_ratio <= 1, "in (0, 1]"), vote=(vote, 0 <= vote < 1, "in [0, 1)"))
     _in_range(margin=(margin, 0 <= margin < math.inf, ">= 0"), fill_std=(fill_std, 0 <= fill_std < math.inf, ">= 0"))
     target, reference = _norms(nm)
-    window, steps = _steps(nm, window, first_steps)
+    resolved, steps = _steps(nm, window, first_steps)
     layers = layers_of(pipe, nm)
     counts = _counts(layers, skill_ratio, scope)
     kept = Keep.of(keep, nm, pipe)
@@ -104,7 +104,7 @@ def concept_prune(
         found[layer.param] = masks.vote(votes, len(steps), vote)
     options = {
         "skill_ratio": skill_ratio,
-        "window": window,
+        "window": resolved,
         "scope": scope,
         "margin": margin,
         "vote": vote,

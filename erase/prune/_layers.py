@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase import _in_force, masks
+from erase import masks
+from erase._places import locate
 from probe import NeuronMap, Site, compat
 from probe.errors import BadInput, WrongModel
 from probe.provenance import fingerprint
@@ -42,7 +43,7 @@ def layers_of(pipe: Any, nm: NeuronMap) -> list[Layer]:
                 expected="sites of kind ffn or mlp",
             )
         param = f"{site.component}.{compat.canonical_name(site.component, site.module)}.weight"
-        weight = _in_force.locate(pipe, param).tensor.detach().float().cpu()
+        weight = locate(pipe, param).tensor.detach().float().cpu()
         if weight.ndim != 2 or weight.shape[1] != site.width:
             raise WrongModel(
                 "a site of the map has another width here", given=f"{param} {list(weight.shape)}", expected=site.width

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erase._edit import stack
+from erase._stack import stack
 from probe import lineage
 from probe.errors import BadInput, EditConflict, EditOrderError, WrongModel
 from probe.protocols import EditLike

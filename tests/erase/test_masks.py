@@ -27,7 +27,7 @@ def layer(seed, o, n):
 
 
 @given(seeds, sizes, ratios)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_skilled_weights_equal_the_brute_force_twin(seed, size, ratio):
     weight, target, reference = layer(seed, *size)
     found = masks.skilled(weight, target, reference, masks.selected(ratio, size[1]))
@@ -35,7 +35,7 @@ def test_skilled_weights_equal_the_brute_force_twin(seed, size, ratio):
 
 
 @given(seeds, sizes, ratios)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_rows_are_bounded_and_equal_runs_mask_nothing(seed, size, ratio):
     weight, target, reference = layer(seed, *size)
     k = masks.selected(ratio, size[1])
@@ -45,7 +45,7 @@ def test_rows_are_bounded_and_equal_runs_mask_nothing(seed, size, ratio):
 
 
 @given(seeds, sizes)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_more_k_keeps_what_less_k_selected(seed, size):
     weight, target, reference = layer(seed, *size)
     every = [masks.skilled(weight, target, reference, k) for k in range(size[1] + 2)]
@@ -56,7 +56,7 @@ def test_more_k_keeps_what_less_k_selected(seed, size):
 
 
 @given(seeds, st.integers(1, 6), st.integers(2, 24), st.integers(1, 24))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_permuting_hidden_units_permutes_columns(seed, o, n, k):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(o, n, generator=generator, dtype=torch.float64)  # ties would go by position
@@ -138,7 +138,7 @@ def test_unpacking_refuses_bits_of_another_shape():
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 20))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_controls_keep_the_count_of_every_row(seed, o, n):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(o, n, generator=generator) < 0.3

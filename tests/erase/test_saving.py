@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from erase import _saving, load_edit
-from erase._edit import stack
+from erase._stack import stack
 from probe.errors import BadInput, StoreDamaged, UnknownName, WorkbenchError, WrongModel
 from probe.testing import tiny_pipeline
 from tests.erase.snapshots import (
@@ -204,3 +204,19 @@ def test_user_text_stays_text_in_the_card(pipe, tmp_path):
     edit = edit_of(pipe, random_mask(pipe, FF), name="<script>\n# no heading `code`")
     card = (edit.save_pretrained(tmp_path / "edit") / "README.md").read_text()
     assert "# &lt;script> # no heading 'code'" in card.splitlines()
+
+
+FORMATS = Path(__file__).resolve().parents[1] / "formats"
+
+
+def test_edits_of_layout_1_are_read():
+    edit = load_edit(FORMATS / "edit-v1")
+    assert (edit.id, edit.name) == ("411ed137c6676737", "edit of layout 1")
+    assert [(change.kind, change.param) for change in edit.changes] == [
+        ("delta", "unet.conv_in.bias"),
+        ("delta", "unet.conv_in.bias"),
+        ("mask", "unet.conv_in.weight"),
+        ("replace", "unet.conv_out.bias"),
+        ("delta", "unet.conv_out.weight"),
+    ]
+    assert [name for _, name in edit.parts] == ["every kind", "more"]
