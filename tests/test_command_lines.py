@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import erase
 import probe
@@ -15,6 +16,7 @@ from probe._terminal import run
 from probe._terminal._words import WORDS
 from probe.cli import app as probe_app
 from probe.testing import tiny_pipeline
+from tests.probe.measuring import Colours
 
 APPS = {"probe": probe_app, "erase": erase_app}
 
@@ -131,6 +133,64 @@ def test_generate_beside(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_pa
 def test_export_is_a_pipeline(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     document(capsys, "erase", "export", shelf / "five", "--model", shelf / "model", "-o", tmp_path / "plain")
     assert document(capsys, "probe", "info", tmp_path / "plain")["kind"] == "model"
+
+
+def write_world(folder: Path, **neighbours: list[str]) -> Path:
+    """A world of objects, each with one prompt to tune on and one to report on."""
+    folder.mkdir()
+    for name, others in neighbours.items():
+        concept = {
+            "name": name,
+            "kind": "object",
+            "surface_forms": [name],
+            "prompts": {"explicit": [f"a {name}"]},
+            "test": {"explicit": [f"the {name}"]},
+            "references": {"neighbour": [f"a {other}" for other in others[:1]]} if others else {},
+            "neighbours": others,
+            "detector": "emoji_cnn",
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(concept))
+    return folder
+
+
+@pytest.fixture
+def judge() -> str:
+    """The name of a registered judge that needs no weights."""
+    name = "colours of the command line"
+    if name not in probe.detect.detectors():
+        probe.detect.register_detector(name, Colours)
+    return name
+
+
+def test_evaluate_and_what_is_made_of_a_result(
+    shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, judge: str
+) -> None:
+    world = write_world(tmp_path / "world", church=["castle"], castle=[])
+    edits = [f"rule={shelf}/edit", shelf / "five", "--model", shelf / "model"]
+    few = ["--concept", "church", "--world", world, "--steps", "1", "--splits", "explicit,neighbours", "-q"]
+    judged = ["--judge", judge, "--second", "null", "--metrics", "rate", "-o", tmp_path / "result"]
+    cells = document(capsys, "probe", "evaluate", *edits, *few, *judged)["cells"]
+    assert {cell["edit"] for cell in cells} == {"rule", "prune_neurons"}
+    assert {"explicit", "neighbours"} == {cell["split"] for cell in cells}
+    found = document(capsys, "probe", "info", tmp_path / "result")
+    assert found["kind"] == "result"
+    assert len(found["cells"]) == len(cells)
+    figure = ["-o", tmp_path / "tradeoff.png", "--dpi", "50"]
+    document(capsys, "probe", "plot", tmp_path / "result", "--kept", "neighbours", *figure)
+
+
+def test_record_a_concept(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The sample table says what a run is about; --references draws the other half of the contrast."""
+    world = write_world(tmp_path / "world", spire=["tower"])
+    arguments = ["--concept", "spire", "--world", world, "--model", shelf / "model", "--steps", "1"]
+    document(capsys, "probe", "record", *arguments, "-o", tmp_path / "target")
+    document(capsys, "probe", "record", *arguments, "--references", "neighbour", "-o", tmp_path / "reference")
+    target, reference = (probe.Run(tmp_path / name).samples.iloc[0] for name in ("target", "reference"))
+    assert (target["prompt"], target["concept"], target["split"]) == ("a spire", "spire", "explicit")
+    assert (reference["prompt"], reference["split"]) == ("a tower", "")
+    code, _, err = call(capsys, "probe", "record", *arguments, "--split", "explict", "-o", tmp_path / "new")
+    assert code == 2
+    assert "nearest: explicit" in err
 
 
 @pytest.mark.parametrize("what", [["map.zarr.zip"], ["edit"], ["target", "reference"]])

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from probe._terminal._signature import REQUIRED, Parameter, Unread, keyword_only
-from probe._terminal._values import check, choices, plain_type, read
+from probe._terminal._values import check, choices, plain_type, read, takes_many
 from probe._terminal._words import WORDS
 
 
@@ -70,7 +70,7 @@ class Option:
             return "INTEGER" if plain is int else "NUMBER"
         if plain is str or self.verbatim:
             return "TEXT"
-        return "VALUE[,VALUE...]" if _many(self.annotation) else "VALUE"
+        return "VALUE[,VALUE...]" if takes_many(self.annotation) else "VALUE"
 
 
 def from_signature(
@@ -89,10 +89,6 @@ def from_signature(
 
 def _option(parameter: Parameter) -> Option:
     return Option(parameter.name, parameter.annotation, parameter.default, WORDS.get(parameter.name, ""))
-
-
-def _many(annotation: str) -> bool:
-    return any(word in annotation for word in ("Sequence", "tuple", "list", "Iterable", "Collection"))
 
 
 def _as_typed(value: Any) -> str:

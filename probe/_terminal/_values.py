@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from probe._options import converted
+from probe.errors import BadInput
 
 # What an annotation may name and still be checked here; the library function checks the rest itself.
 _NAMES = {
@@ -39,7 +40,19 @@ def read(name: str, annotation: str, text: str) -> Any:
     import yaml
 
     parts = [yaml.safe_load(part) for part in ([text] if text[:1] in ("{", "[") else text.split(","))]
-    return check(name, annotation, parts if len(parts) > 1 else parts[0])
+    if len(parts) > 1:
+        return check(name, annotation, parts)
+    try:
+        return check(name, annotation, parts[0])
+    except BadInput:
+        if takes_many(annotation) and not isinstance(parts[0], list | dict):
+            return check(name, annotation, parts)  # a list of one
+        raise
+
+
+def takes_many(annotation: str) -> bool:
+    """Whether the annotation speaks of several values."""
+    return any(word in annotation for word in ("Sequence", "tuple", "list", "Iterable", "Collection"))
 
 
 def check(name: str, annotation: str, value: Any) -> Any:

@@ -28,6 +28,7 @@ def plot(
     title: Annotated[str | None, typer.Option(help="above the figure")] = None,
     top: Annotated[float, typer.Option(help="of a map: share of each layer's neurons that is averaged")] = 0.01,
     concept: Annotated[str | None, typer.Option(help="of a result: which erased concept")] = None,
+    kept: Annotated[str, typer.Option(help="of a result: split of the vertical axis")] = "preserve_test",
     columns: Annotated[int, typer.Option(help="of runs: how many samples, from the first on")] = 8,
     dpi: Annotated[int, typer.Option(help="dots per inch of a PNG")] = 200,
 ) -> None:
@@ -40,7 +41,7 @@ def plot(
     if task.dry_run:
         return task.plan(what=what)
     drawings: dict[str, Callable[..., Axes]] = {"neuron_map": _map, "edit": _edit, "result": _result, "run": _runs}
-    ax = drawings[kinds.pop() or ""](what, title=title, top=top, concept=concept, columns=columns)
+    ax = drawings[kinds.pop() or ""](what, title=title, top=top, concept=concept, kept=kept, columns=columns)
     _save(ax, task, dpi)
     return task.result({"figure": task.out}, str(task.out))
 
@@ -71,10 +72,10 @@ def _edit(what: list[str], *, title: str | None, **_: Any) -> Axes:
     return plots.plot_layer_density(shares, title=title or edit.name)
 
 
-def _result(what: list[str], *, title: str | None, concept: str | None, **_: Any) -> Axes:
+def _result(what: list[str], *, title: str | None, concept: str | None, kept: str, **_: Any) -> Axes:
     from probe import plots, read_results
 
-    return plots.plot_tradeoff(read_results(what[0]), concept=concept, title=title)
+    return plots.plot_tradeoff(read_results(what[0]), concept=concept, kept=kept, title=title)
 
 
 def _runs(what: list[str], *, title: str | None, columns: int, **_: Any) -> Axes:

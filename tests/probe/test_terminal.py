@@ -199,6 +199,8 @@ def test_dry_run_says_what_it_would_do(toy: typer.Typer, capsys: pytest.CaptureF
     [
         ("int | Sequence[int]", "3", 3),
         ("int | Sequence[int]", "3,4", [3, 4]),
+        ("Sequence[str]", "rate", ["rate"]),
+        ("Sequence[int]", "3", [3]),
         ("str | Sequence[str]", "unet.*.ffn", "unet.*.ffn"),
         ("tuple[float, float] | None", "1e-3,2", (0.001, 2.0)),
         ("str", "1,2", "1,2"),
