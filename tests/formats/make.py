@@ -1,0 +1,57 @@
+"""Makes this folder's files for the newest layouts; run once when a layout version rises: python -m tests.formats.make
+
+Files of older versions stay as they are: readers must go on reading them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+
+from probe import formats
+from probe._record import record
+from probe.scores import score
+from probe.testing import tiny_pipeline
+
+HERE = Path(__file__).parent
+
+
+def facts(run, nm) -> dict:
+    """What a reader must find in the two files."""
+    ds, text, images = run.open(), run.open("text_encoder"), run.open("images")
+    return {
+        "run": run.id,
+        "prompts": run.samples["prompt"].tolist(),
+        "timesteps": ds["timestep"].values.tolist(),
+        "unit_norm": float(ds["unit_norm"].values[1, 1, 1, 17]),
+        "fan_out": float(ds["fan_out"].values[17]),
+        "text": float(text["absmean"].values[1, 0, 9]),
+        "pixel": images["image"].values[1, 2, 3].tolist(),
+        "map": nm.id,
+        "score": float(nm.dataset["score"].values[1, 17]),
+        "selected": [int(i) for i in nm.selected().nonzero()[0]],
+        "sites": [site.name for site in nm.sites],
+    }
+
+
+def main() -> None:
+    """Write run_v<n>.zip, neuron_map_v<n>.zarr.zip and what they hold."""
+    run_file = HERE / f"run_v{formats.LAYOUT_VERSIONS['run']}"
+    map_file = HERE / f"neuron_map_v{formats.LAYOUT_VERSIONS['neuron_map']}.zarr.zip"
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"sites": ["unet.mid_block.*.ffn", "mlp"], "steps": 2, "batch_size": 2, "progress": False}
+        pipe = tiny_pipeline()
+        target = record(pipe, ["a church", "a church at night"], out=Path(folder, "run"), **options)
+        reference = record(pipe, ["a house", "a house at night"], out=Path(folder, "reference"), **options)
+        nm = score(target, reference).select(top=3)
+        nm.save(map_file, force=True)
+        with zipfile.ZipFile(run_file.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(file for file in target.path.rglob("*") if file.is_file() and file.name != ".lock"):
+                archive.write(file, file.relative_to(target.path))
+        run_file.with_suffix(".json").write_text(json.dumps(facts(target, nm), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Files of every layout version there has been can still be read."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from probe import formats
+from probe._neuron_map import NeuronMap
+from probe._record import verify
+from probe._run import Run
+from tests.formats.make import facts
+
+HERE = Path(__file__).parents[1] / "formats"
+
+
+@pytest.mark.parametrize("version", range(1, formats.LAYOUT_VERSIONS["run"] + 1))
+def test_runs_and_maps_of_every_version(tmp_path, version):
+    with zipfile.ZipFile(HERE / f"run_v{version}.zip") as archive:
+        archive.extractall(tmp_path / "run")
+    run, nm = Run(tmp_path / "run"), NeuronMap.load(HERE / f"neuron_map_v{version}.zarr.zip")
+    found, wanted = facts(run, nm), json.loads((HERE / f"run_v{version}.json").read_text())
+    assert found == {
+        **wanted,
+        **{name: pytest.approx(wanted[name]) for name in ("unit_norm", "fan_out", "text", "score")},
+    }
+    assert run.complete
+    assert verify(run.path) == []
+    assert nm.provenance["identity"]["target"]["run"] == run.id
+
+
+def test_versions_of_runs_and_maps_rise_with_their_files():
+    for kind, pattern in (("run", "run_v*.zip"), ("neuron_map", "neuron_map_v*.zarr.zip")):
+        assert len(list(HERE.glob(pattern))) == formats.LAYOUT_VERSIONS[kind]
