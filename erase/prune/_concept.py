@@ -120,7 +120,7 @@ def concept_prune(
         name=name or "concept_prune",
         method="concept_prune",
         options=options,
-        inputs={"map": nm.id, "keep": kept.id},
+        inputs={"map": nm.id, "keep": kept.source},
         report=report(found, steps=len(steps), timesteps=timesteps, per_row=counts if scope == "row" else None),
     )
 

@@ -15,15 +15,18 @@ from probe.errors import BadInput
 from probe.provenance import check_same, fingerprint
 from probe.scores import wanda
 
-#: What a protected run must share with the runs behind the map.
-COMPARED = ("model", "lineage", "scheduler", "steps", "guidance", "size", "sites")
+#: Entries of a map's identity in which a protected run may differ from the runs behind the map.
+_OWN = {"method", "options", "target", "reference"}
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Protected units: by site the flags (n) of a selection, or the norms (t n) of a run."""
+    """Protected units: by site the flags (n) of a selection, or the norms (t n) of a run.
 
-    id: str | None = None
+    ``source`` is what an identity says of them: the id of a map, or a run and its samples.
+    """
+
+    source: Any = None
     selected: dict[str, Tensor] | None = None
     norms: dict[str, Tensor] | None = None
 
@@ -49,7 +52,7 @@ class Keep:
         if not flags.keys() & {site.name for site in nm.sites}:
             given = ", ".join(list(flags)[:3])
             raise BadInput("the map to keep has no site of the map that is pruned from", given=given)
-        return cls(id=keep.id, selected=flags)
+        return cls(source=keep.id, selected=flags)
 
     @classmethod
     def _of_run(cls, keep: Any, nm: NeuronMap) -> Keep:
@@ -62,11 +65,12 @@ class Keep:
             )
         protected = wanda(keep, keep, branches=options["branches"], group=options["group"])  # only its target is read
         found = protected.provenance["identity"]
-        check_same(identity, found, "the run to keep was not recorded like those of the map", COMPARED)
+        keys = [key for key in found if key not in _OWN]
+        check_same(identity, found, "the run to keep was not recorded like those of the map", keys)
         data = protected.dataset["target"].transpose("window", "neuron").values
         norms = torch.from_numpy(np.array(data, np.float32))
         places = zip(protected.sites, protected.offsets, protected.offsets[1:], strict=False)
-        return cls(id=found["target"]["run"], norms={site.name: norms[:, a:b] for site, a, b in places})
+        return cls(source=found["target"], norms={site.name: norms[:, a:b] for site, a, b in places})
 
     def spared(self, site: Site, step: int, target: Tensor) -> Tensor:
         """(n) bool: units of a site that must not be masked at a step of the map; ``target``: their norms (n) there."""
