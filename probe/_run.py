@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Hashable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -143,17 +144,28 @@ def damage(path: Path, chunks: dict[int, list[str]]) -> StoreDamaged:
 
 def stored_sites(store: RunStore, group: str) -> list[dict[str, Any]]:
     """The sites of a group, in order of execution, with offset and token rows."""
-    columns = {name: array[:].tolist() for name, array in store.root["sites"].arrays()}
+    columns = {name: array[:].tolist() for name, array in sorted(store.root["sites"].arrays())}
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [row for row in rows if row["group"] == group]
 
 
 def _dataset(path: Path, group: str) -> xr.Dataset:
     ds = xr.open_dataset(path, engine="zarr", group=group, consolidated=False, cache=False, zarr_format=3)
-    for name, coordinate in ds.coords.items():
+    coords = {}
+    for name in sorted(ds.coords, key=_place):  # zarr lists members in any order
+        coordinate = ds.coords[name]
         text = coordinate.dtype.kind not in "iufb"  # objects, not numpy's StringDType: pandas and plots know them
-        ds[name] = coordinate.astype(object) if text else coordinate.load()
-    return ds
+        coords[name] = coordinate.variable.astype(object) if text else coordinate.variable.load()
+    ordered = xr.Dataset(
+        {name: ds[name].variable for name in sorted(ds.data_vars, key=str)}, coords=coords, attrs=ds.attrs
+    )
+    ordered.set_close(ds.close)
+    return ordered
+
+
+def _place(name: Hashable) -> int:
+    order = (*COLUMNS, "shown", "branch", "timestep", "site", "unit", "fan_out")
+    return order.index(str(name)) if name in order else len(order)
 
 
 def _sample_mask(store: RunStore) -> np.ndarray:
