@@ -3,7 +3,7 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
-GPU ?= $(shell command -v nvidia-smi)# set GPU=1 to get the CUDA build on a machine that shows none
+GPU ?= $(shell command -v nvidia-smi 2>/dev/null)# set GPU=1 to get the CUDA build on a machine that shows none
 
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
