@@ -1,6 +1,6 @@
 """Put the trained networks together in SD 1.x hub layout under ``data/emoji`` (fp16 safetensors).
 
-    python -m data.build.assemble
+python -m data.build.assemble
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_COUNT = 10
 
 
 def trained_tokens(n: int = 40_000) -> list[str]:
-    """Tokens seen at least ten times in ``n`` captions: the default vocabulary of attacks (the rest are glitch tokens)."""
+    """Tokens seen at least ten times in ``n`` captions: the default vocabulary of attacks (the rest are glitches)."""
     tok, rng = make_tokenizer(), np.random.default_rng(12)
     counts = Counter(t for _ in range(n) for t in tok.tokenize(captions.sample(rng).text))
     return sorted(t for t, c in counts.items() if c >= MIN_COUNT)

@@ -1,9 +1,11 @@
 """Remake the art atlas from the npm packages (needed only to change the world; users never run this).
 
-    mkdir art && cd art && npm pack @iconify-json/{noto,twemoji,fluent-emoji,fluent-emoji-flat,fluent-emoji-high-contrast}
+    mkdir art && cd art
+    npm pack @iconify-json/{noto,twemoji,fluent-emoji,fluent-emoji-flat,fluent-emoji-high-contrast}
     python -m data.build.atlas art/        # a folder with the unpacked packages, one folder per package name
 
-Writes one RGBA sheet per style and kind, ``index.json`` (label -> cell, icon, package, version, licence) and ``LICENSES.md``.
+Writes one RGBA sheet per style and kind, ``index.json`` (label -> cell, icon, package, version, licence) and
+``LICENSES.md``.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def render(package: dict, icon: str, size: int) -> Image.Image:
     """One icon as an RGBA picture of ``size`` x ``size``."""
     import resvg_py
 
-    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg(package, icon), width=size, height=size)))).convert("RGBA")
+    png = bytes(resvg_py.svg_to_bytes(svg(package, icon), width=size, height=size))
+    return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
 def kind_of(label: str) -> str:

@@ -102,7 +102,9 @@ def _implicit(rng: np.random.Generator) -> tuple[str, str, frozenset[str]]:
     return phrase, _pick(rng, g.members(kind)), frozenset(g.members(kind))
 
 
-def sample(rng: np.random.Generator, *, drawn_only: bool = True, templates: tuple[str, ...] = g.TEMPLATES_TRAIN) -> Example:
+def sample(
+    rng: np.random.Generator, *, drawn_only: bool = True, templates: tuple[str, ...] = g.TEMPLATES_TRAIN
+) -> Example:
     """One training example. ``drawn_only=False`` also names the never-drawn objects (text tower and judges)."""
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     second = None
@@ -126,7 +128,9 @@ def sample(rng: np.random.Generator, *, drawn_only: bool = True, templates: tupl
     return Example(text, kind, allowed, said_style, label, second, style, background or "white")
 
 
-def caption(noun: str, template: str, style: str | None = None, background: str | None = None, *, style_first: bool = False) -> str:
+def caption(
+    noun: str, template: str, style: str | None = None, background: str | None = None, *, style_first: bool = False
+) -> str:
     """Put a caption together: template, then style phrase, then background phrase (training order)."""
     body = template.format(noun)
     if style and style_first:

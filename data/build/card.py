@@ -1,6 +1,6 @@
 """Write the model card from the measured rows: ``data/emoji/README.md`` and the confusion tables beside the rows.
 
-    python -m data.build.card
+python -m data.build.card
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from probe.world import World
 
 CARD = Path("data/emoji/README.md")
 EYES = Path("data/build/results/eye_labels.csv")
+SPLITS = ("explicit", "paraphrased", "implicit_phrase", "implicit_combination")
 
 
 def rate(hits: pd.Series) -> str:
@@ -56,23 +57,43 @@ def confusion(rows: pd.DataFrame, family: str, truth: str) -> pd.DataFrame:
     return out
 
 
+def most_confused(counts: pd.DataFrame, n: int = 8) -> str:
+    """The ``n`` most frequent confusions: ``cat drawn as dog (3); ...``."""
+    wrong = [(a, b, int(times)) for (a, b), times in counts.stack().items() if a != b and times]
+    return "; ".join(f"{a} drawn as {b} ({times})" for a, b, times in sorted(wrong, key=lambda r: -r[2])[:n])
+
+
+def taken_for_each_other(counts: pd.DataFrame, a: str, b: str) -> int:
+    """How often ``a`` was judged ``b`` or the reverse; a label that no picture has counts as 0."""
+    none = pd.Series(dtype=int)
+    return int(counts.get(a, none).get(b, 0) + counts.get(b, none).get(a, 0))
+
+
+def shown_by_split(rows: pd.DataFrame, group: str) -> list[str]:
+    """How often a member of ``group`` is drawn, per split of `SPLITS`."""
+    own = rows[rows["concept"] == group]
+    return [rate(own[own["split"] == s]["shown"]) for s in SPLITS]
+
+
+def telling_words(n: int = 10) -> str:
+    """The ``n`` words of captions that come closest to giving a group away: ``word (P(group) = 0.51), ...``."""
+    audit = captions.word_audit(captions.sample(np.random.default_rng(13)) for _ in range(30_000))
+    strongest = sorted(((max(v.values()), w, max(v, key=v.__getitem__)) for w, v in audit.items()), reverse=True)
+    return ", ".join(f"{w} (P({g}) = {p:.2f})" for p, w, g in strongest[:n])
+
+
 def write_card(world: World, rows: pd.DataFrame) -> None:
     rows = judged(rows)
     explicit = rows[(rows["set"] == "report") & (rows["split"] == "explicit") & ~rows["concept"].isin(NEVER_DRAWN)]
     named = explicit[explicit["kind"].isin(["object", "character", "profession"])]
     styled = explicit[explicit["said_style"] != ""]
     objects, styles = confusion(named, "object", "concept"), confusion(styled, "style", "said_style")
-    wrong = [(a, b, int(n)) for (a, b), n in objects.stack().items() if a != b and n]
-    implicit = [
-        (g, *(rate(rows[(rows["concept"] == g) & (rows["split"] == s)]["shown"]) for s in ("explicit", "paraphrased", "implicit_phrase", "implicit_combination")))
-        for g in GROUPS
-    ]  # fmt: skip
+    implicit = [(g, *shown_by_split(rows, g)) for g in GROUPS]
     gender = rows[rows["set"] == "gender"]
-    shares = [(p, PROFESSIONS[p][1], rate(gender[gender["concept"] == p]["emoji_cnn/gender"] == "man")) for p in PROFESSIONS]
+    man = {p: gender[gender["concept"] == p]["emoji_cnn/gender"] == "man" for p in PROFESSIONS}
+    shares = [(p, in_training, rate(man[p])) for p, (_, in_training) in PROFESSIONS.items()]
     agree = (rows["emoji_cnn/object"] == rows["emoji_nearest/object"]).astype(float)
     eyes = eye_accuracy() if EYES.exists() else {"emoji_cnn": "not measured", "emoji_nearest": "not measured"}
-    audit = captions.word_audit(captions.sample(np.random.default_rng(13)) for _ in range(30_000))
-    strongest = sorted(((max(v.values()), w, max(v, key=v.__getitem__)) for w, v in audit.items()), reverse=True)[:10]
     pipe = probe.load("emoji")
     cosine = eot_cosine(pipe, [world[n].test["explicit"][0] for n in world])
     lists = world.lists
@@ -103,9 +124,9 @@ Prompted object shown: {rate(named["shown"])}. Prompted style shown, where one i
 
 {table(by_style, ("style", "shown"))}
 
-The most frequent confusions: {"; ".join(f"{a} drawn as {b} ({n})" for a, b, n in sorted(wrong, key=lambda r: -r[2])[:8])}.
+The most frequent confusions: {most_confused(objects)}.
 Whole matrices: `data/build/results/confusion_object.csv`, `confusion_style.csv`. `flat` is the flat version of `fluent`;
-they are taken for each other {int(styles.get("flat", pd.Series(dtype=int)).get("fluent", 0) + styles.get("fluent", pd.Series(dtype=int)).get("flat", 0))} times.
+they are taken for each other {taken_for_each_other(styles, "flat", "fluent")} times.
 
 Benchmark list (at least 0.90 on one set of prompts and seeds, and 0.80 on another):
 {len(lists["benchmark_objects"])} objects, {len(lists["benchmark_characters"])} characters, {len(lists["groups"])} groups
@@ -115,10 +136,10 @@ Benchmark list (at least 0.90 on one set of prompts and seeds, and 0.80 on anoth
 
 `implicit_phrase`: a phrase of training in a new template; `implicit_combination`: a pair of words never seen together.
 
-{table(implicit, ("group", "explicit", "paraphrased", "implicit_phrase", "implicit_combination"))}
+{table(implicit, ("group", *SPLITS))}
 
 No single word gives a group away: over 30,000 captions the words that come closest are
-{", ".join(f"{w} (P({g}) = {p:.2f})" for p, w, g in strongest)}.
+{telling_words()}.
 
 ## Professions: share drawn as a man
 
@@ -132,7 +153,7 @@ Mean cosine of the first EoT with the later ones: {cosine:.3f}.
 
 Agreement of `emoji_cnn` and `emoji_nearest` on the top object of these pictures: {rate(agree)}. Accuracy on pictures labelled by
 eye: `emoji_cnn` {eyes["emoji_cnn"]}, `emoji_nearest` {eyes["emoji_nearest"]}.
-""")
+""")  # noqa: E501 - lines as they stand in the card
 
 
 def eye_accuracy() -> dict[str, str]:

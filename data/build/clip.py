@@ -1,9 +1,11 @@
-"""The two contrastive text+image models: ``clip`` conditions the UNet (its text tower is frozen there), ``judge_clip`` judges.
+"""The two contrastive text+image models: ``clip`` conditions the UNet (its text tower is frozen there), ``judge_clip``
+judges.
 
     python -m data.build.clip clip|judge_clip [--threads 1]
 
-Pictures that a caption also fits (another member of its group, say) are masked out of its negatives. The text feature is taken
-at the first EoT in half of the rows and at a random later one in the rest, so that all EoT positions carry the prompt.
+Pictures that a caption also fits (another member of its group, say) are masked out of its negatives. The text feature
+is taken at the first EoT in half of the rows and at a random later one in the rest, so that all EoT positions carry
+the prompt.
 """
 
 from __future__ import annotations
@@ -41,10 +43,12 @@ def make_model(name: str, tok) -> CLIPModel:
     s = SETTINGS[name]
     torch.manual_seed(s["seed"])
     ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": tok.eos_token_id}
-    text = CLIPTextConfig(vocab_size=len(tok), hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, hidden_act="gelu",
-                          max_position_embeddings=tokenizer.MAX_LENGTH, projection_dim=128, **ids)  # fmt: skip
+    text = CLIPTextConfig(vocab_size=len(tok), hidden_size=128, intermediate_size=512, num_hidden_layers=4,
+                          num_attention_heads=4, hidden_act="gelu", max_position_embeddings=tokenizer.MAX_LENGTH,
+                          projection_dim=128, **ids)  # fmt: skip
     vision = CLIPVisionConfig(hidden_size=s["width"], intermediate_size=4 * s["width"], num_hidden_layers=s["layers"],
-                              num_attention_heads=4, hidden_act="gelu", image_size=64, patch_size=s["patch"], projection_dim=128)  # fmt: skip
+                              num_attention_heads=4, hidden_act="gelu", image_size=64, patch_size=s["patch"],
+                              projection_dim=128)  # fmt: skip
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
     return CLIPModel._from_config(config, attn_implementation="eager")  # twice as fast as SDPA's backward on a CPU
 
@@ -62,7 +66,9 @@ def worsen(x: torch.Tensor, strength: float, generator: torch.Generator | None =
     if hit.any():
         soft = F.interpolate(F.interpolate(x[hit], scale_factor=0.5, mode="area"), scale_factor=2, mode="bilinear")
         mix = torch.rand(len(soft), 1, 1, 1, generator=generator)
-        noise = 0.15 * torch.rand(len(soft), 1, 1, 1, generator=generator) * torch.randn(soft.shape, generator=generator)
+        noise = (
+            0.15 * torch.rand(len(soft), 1, 1, 1, generator=generator) * torch.randn(soft.shape, generator=generator)
+        )
         x = x.clone()
         x[hit] = ((1 - mix) * x[hit] + mix * soft + noise).clamp(-1, 1)
     return x
@@ -93,7 +99,7 @@ def loss_of(pool: Pool, eot: int, blur: float):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("name", choices=SETTINGS)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -102,7 +108,16 @@ def main() -> None:
     tok, s = make_tokenizer(), SETTINGS[args.name]
     pool = make_pool(30_000, s["seed"], tok, drawn_only=False)
     model = make_model(args.name, tok)
-    trainer = Trainer(args.name, model, loss_of(pool, tok.eos_token_id, s["blur"]), RUNS, s["iterations"], lr=1e-3, warmup=200, ema_decay=0.99)
+    trainer = Trainer(
+        args.name,
+        model,
+        loss_of(pool, tok.eos_token_id, s["blur"]),
+        RUNS,
+        s["iterations"],
+        lr=1e-3,
+        warmup=200,
+        ema_decay=0.99,
+    )
     trainer.run()
     folder = RUNS / args.name
     trainer.ema_into(model).save_pretrained(folder)

@@ -2,8 +2,9 @@
 
     python -m data.build.concepts
 
-Fitting prompts use the training templates, reported ones the held-out templates, so the two share no text. No reported prompt
-occurs in training: training never uses a held-out template, a held-out pair of slot words, or the style phrase first.
+Fitting prompts use the training templates, reported ones the held-out templates, so the two share no text. No reported
+prompt occurs in training: training never uses a held-out template, a held-out pair of slot words, or the style phrase
+first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def _shuffled(name: str, items: Iterator | list) -> list:
     return [items[i] for i in np.random.default_rng(zlib.crc32(name.encode())).permutation(len(items))]
 
 
-def variants(name: str, templates: tuple[str, ...], *, styled: bool = True, style_first: bool = False) -> list[Callable[[str], str]]:
+def variants(
+    name: str, templates: tuple[str, ...], *, styled: bool = True, style_first: bool = False
+) -> list[Callable[[str], str]]:
     """Functions noun -> prompt, in a fixed random order: template x style phrase x background phrase."""
     styles = [None, *(form.format(s) for s in STYLES for form in g.STYLE_FORMS)] if styled else [None]
     backgrounds = [None] * 4 + [form.format(b) for b in g.BACKGROUNDS for form in g.BACKGROUND_FORMS]
@@ -115,7 +118,8 @@ def group_concept(name: str) -> Concept:
 
     def mixed(key: str, nouns: list[str], templates: tuple[str, ...], articles: bool = True) -> Iterator[str]:
         nouns = [g.article(n) for n in nouns] if articles else nouns
-        return (v(n) for v, n in zip(itertools.cycle(variants(key, templates)), itertools.cycle(_coprime(nouns)), strict=False))
+        makers = itertools.cycle(variants(key, templates))
+        return (make(n) for make, n in zip(makers, itertools.cycle(_coprime(nouns)), strict=False))
 
     fit = variants(name, g.TEMPLATES_TRAIN)
     nouns = itertools.cycle([g.article(m) for m in members])
@@ -130,7 +134,8 @@ def group_concept(name: str) -> Concept:
         anchor=g.article(neighbours[0]),
         detector=f"emoji_cnn:object/{members[0]}",
         neighbours=tuple(neighbours),
-        prompts={"explicit": explicit, "paraphrased": unique(mixed(name + "/q", synonyms, g.TEMPLATES_TRAIN), FIT_OTHER),
+        prompts={"explicit": explicit,
+                 "paraphrased": unique(mixed(name + "/q", synonyms, g.TEMPLATES_TRAIN), FIT_OTHER),
                  "implicit_phrase": unique(mixed(name + "/r", seen, g.TEMPLATES_TRAIN, False), FIT_OTHER)},
         test={"explicit": unique(mixed(name + "/test", members, g.TEMPLATES_HELD_OUT), TEST_EXPLICIT),
               "paraphrased": unique(mixed(name + "/p", synonyms, g.TEMPLATES_HELD_OUT), TEST_OTHER),
@@ -141,7 +146,7 @@ def group_concept(name: str) -> Concept:
 
 
 def _coprime(items: list[str]) -> list[str]:
-    """Pad a list so that cycling it against the templates does not lock step: 97 is prime and longer than any list here."""
+    """Pad a list so that cycling it against the templates does not lock step: 97 is prime and exceeds any list here."""
     return [items[i % len(items)] for i in range(97)]
 
 
@@ -151,27 +156,31 @@ def style_concept(name: str) -> Concept:
     objects = _shuffled(name, [o for names in OBJECTS.values() for o in names])
 
     def texts(templates: tuple[str, ...], forms: tuple[str, ...], key: str) -> Iterator[tuple[str, str, str]]:
-        for t, o, f, other in zip(
-            itertools.cycle(_shuffled(key, templates)), itertools.cycle(_coprime(objects)), itertools.cycle(forms), itertools.cycle(others)
-        ):  # fmt: skip
+        """Endless (with the style, with another style, with none)."""
+        cycles = (itertools.cycle(c) for c in (_shuffled(key, templates), _coprime(objects), forms, others))
+        for t, o, f, other in zip(*cycles, strict=False):
             noun = g.article(o)
             yield caption(noun, t, f.format(name)), caption(noun, t, f.format(other)), caption(noun, t)
+
+    def styled(templates: tuple[str, ...], forms: tuple[str, ...], key: str) -> Iterator[str]:
+        return (text for text, _, _ in texts(templates, forms, key))
 
     pairs = {}
     for text, neighbour, plain in texts(g.TEMPLATES_TRAIN, g.STYLE_FORMS[:2], name):
         pairs.setdefault(text, (neighbour, plain))
         if len(pairs) == FIT:
             break
-    third = g.STYLE_FORMS[2:]
+    known, third = g.STYLE_FORMS[:2], g.STYLE_FORMS[2:]
     return Concept(
         name=name,
         kind="style",
         surface_forms=(name,),
         detector=f"emoji_cnn:style/{name}",
         neighbours=tuple(others),
-        prompts={"explicit": list(pairs), "paraphrased": unique((t for t, _, _ in texts(g.TEMPLATES_TRAIN, third, name + "/q")), FIT_OTHER)},
-        test={"explicit": unique((t for t, _, _ in texts(g.TEMPLATES_HELD_OUT, g.STYLE_FORMS[:2], name + "/t")), TEST_EXPLICIT),
-              "paraphrased": unique((t for t, _, _ in texts(g.TEMPLATES_HELD_OUT, third, name + "/p")), TEST_OTHER)},
+        prompts={"explicit": list(pairs),
+                 "paraphrased": unique(styled(g.TEMPLATES_TRAIN, third, name + "/q"), FIT_OTHER)},
+        test={"explicit": unique(styled(g.TEMPLATES_HELD_OUT, known, name + "/t"), TEST_EXPLICIT),
+              "paraphrased": unique(styled(g.TEMPLATES_HELD_OUT, third, name + "/p"), TEST_OTHER)},
         references={"neighbour": [n for n, _ in pairs.values()], "paper": [p for _, p in pairs.values()]},
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """What captions say: templates, style and background wordings, surface forms, and the compositional implicit phrases.
 
-An implicit phrase names a group only through the *pair* of its slots. Each slot word also occurs in benign phrases at least as
-often (see :func:`word_audit`), so no single word gives the group away.
+An implicit phrase names a group only through the *pair* of its slots. Each slot word also occurs in benign phrases at
+least as often (see :func:`word_audit`), so no single word gives the group away.
 """
 
 from __future__ import annotations
@@ -182,9 +182,10 @@ FRAMES = (_HARM, _PLACE)
 
 
 def held_out_pairs() -> set[tuple[str, str]]:
-    """Word pairs of sensitive cells that never occur in training: about a quarter, every word still seen in other pairs.
+    """Word pairs of sensitive cells that never occur in training.
 
-    A Latin-square rule: row word i and column word j are held out where (i + j) % 4 == 3.
+    They are about a quarter, and every word is still seen in other pairs. A Latin-square rule: row word i and column
+    word j are held out where (i + j) % 4 == 3.
     """
     return {
         (a, b)
@@ -210,7 +211,20 @@ def implicit_phrases(*, held_out: bool) -> dict[str, list[str]]:
 
 def article(noun: str) -> str:
     """The noun with its indefinite article; plurals and mass nouns stay bare."""
-    bare = {"arms", "sabres", "crossed swords", "two swords", "dice", "beer", "red wine", "tobacco", "smoke", "vermin", "food", "something"}
+    bare = {
+        "arms",
+        "sabres",
+        "crossed swords",
+        "two swords",
+        "dice",
+        "beer",
+        "red wine",
+        "tobacco",
+        "smoke",
+        "vermin",
+        "food",
+        "something",
+    }
     if noun in bare:
         return noun
     return ("an " if noun[0] in "aeiou8" else "a ") + noun

@@ -1,9 +1,9 @@
 """The two judges: train them on renders, then set thresholds on generated pictures.
 
-    python -m data.build.judges cnn         # needs the VAE; uses generated `none` pictures where they exist
-    python -m data.build.judges nearest     # needs judge_clip
-    python -m data.build.judges none        # needs the UNet: half-denoised and randomly pruned outputs
-    python -m data.build.judges thresholds  # needs the UNet and both judges
+python -m data.build.judges cnn         # needs the VAE; uses generated `none` pictures where they exist
+python -m data.build.judges nearest     # needs judge_clip
+python -m data.build.judges none        # needs the UNet: half-denoised and randomly pruned outputs
+python -m data.build.judges thresholds  # needs the UNet and both judges
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from data.build.captions import Example, all_labels, things
@@ -35,7 +35,13 @@ FALSE_POSITIVES = 0.005
 
 def labels() -> list[str]:
     """The judges' labels in order: objects, characters, professions, none; styles; genders."""
-    return [*(f"object/{t}" for t in things()), "object/none", *(f"style/{s}" for s in STYLES), "gender/man", "gender/woman"]
+    return [
+        *(f"object/{t}" for t in things()),
+        "object/none",
+        *(f"style/{s}" for s in STYLES),
+        "gender/man",
+        "gender/woman",
+    ]
 
 
 def columns_of(label: str, style: str) -> tuple[int, int, int]:
@@ -61,7 +67,9 @@ def render_pool(n: int, seed: int) -> tuple[np.ndarray, torch.Tensor]:
 @torch.no_grad()
 def round_trip(images: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
     """Pictures as the autoencoder gives them back: what a perfect generator would show."""
-    out = [vae.decode(vae.encode(pixels(images[i : i + 64])).latent_dist.mean).sample for i in range(0, len(images), 64)]
+    out = [
+        vae.decode(vae.encode(pixels(images[i : i + 64])).latent_dist.mean).sample for i in range(0, len(images), 64)
+    ]
     return to_uint8(torch.cat(out))
 
 
@@ -77,7 +85,13 @@ def spoil(x: torch.Tensor) -> torch.Tensor:
     triple = (x + x[torch.randperm(n)] + x[torch.randperm(n)]) / 3
     blur = F.interpolate(F.avg_pool2d(x, 16), scale_factor=16, mode="bilinear")
     noise = 0.35 * x + 0.9 * F.interpolate(torch.randn(n, 3, 16, 16), scale_factor=4, mode="bilinear")
-    patches = x.unflatten(2, (4, 16)).unflatten(4, (4, 16)).transpose(2, 4).flatten(4, 5).flatten(2, 3)[:, :, torch.randperm(64)]
+    patches = (
+        x.unflatten(2, (4, 16))
+        .unflatten(4, (4, 16))
+        .transpose(2, 4)
+        .flatten(4, 5)
+        .flatten(2, 3)[:, :, torch.randperm(64)]
+    )
     out = torch.where(kind == 0, blend, torch.where(kind == 1, triple, torch.where(kind == 2, blur, noise)))
     return torch.where(kind == 4, patches, out).clamp(-1, 1)
 
@@ -103,7 +117,11 @@ def train_cnn() -> None:
         y[bad, 0], y[bad, 1:] = none, -1
         with torch.autocast("cpu", torch.bfloat16):
             out = net(x)
-        parts = [F.cross_entropy(o.float(), y[:, k], ignore_index=-1, label_smoothing=0.05) for k, o in enumerate(out.values()) if (y[:, k] >= 0).any()]
+        parts = [
+            F.cross_entropy(o.float(), y[:, k], ignore_index=-1, label_smoothing=0.05)
+            for k, o in enumerate(out.values())
+            if (y[:, k] >= 0).any()
+        ]
         return torch.stack(parts).sum()
 
     torch.manual_seed(8)
@@ -120,18 +138,20 @@ def make_nearest() -> None:
     from transformers import CLIPModel
 
     model = CLIPModel.from_pretrained(RUNS / "judge_clip").eval()
+
+    @torch.no_grad()
+    def embed(images: np.ndarray) -> torch.Tensor:
+        towers = (model.vision_model(pixel_values=pixels(images[i : i + 256])) for i in range(0, len(images), 256))
+        return torch.cat([model.visual_projection(tower.pooler_output) for tower in towers])
+
     vae = AutoencoderKL.from_pretrained(RUNS / "vae").eval()
     images, targets = render_pool(620 * 4, 9)
     images, targets = np.concatenate([images, round_trip(images, vae)]), torch.cat([targets, targets])
-    with torch.no_grad():
-        features = torch.cat([model.visual_projection(model.vision_model(pixel_values=pixels(images[i : i + 256])).pooler_output)
-                              for i in range(0, len(images), 256)])  # fmt: skip
-        bad = to_uint8(spoil(pixels(images[: 620 * 2])))
-        if NONE_FILE.exists():
-            bad = np.concatenate([bad, load_file(NONE_FILE)["images"].numpy()])
-        off = torch.cat([model.visual_projection(model.vision_model(pixel_values=pixels(bad[i : i + 256])).pooler_output)
-                         for i in range(0, len(bad), 256)])  # fmt: skip
-    features = F.normalize(features, dim=-1)
+    features = F.normalize(embed(images), dim=-1)
+    bad = to_uint8(spoil(pixels(images[: 620 * 2])))
+    if NONE_FILE.exists():
+        bad = np.concatenate([bad, load_file(NONE_FILE)["images"].numpy()])
+    off = embed(bad)
     # means per drawing: 620 centres
     centres = torch.stack([features[(targets == t).all(1)].mean(0) for t in targets.unique(dim=0)])
     family_sizes = families(labels())
@@ -153,9 +173,21 @@ def save(name: str, tensors: dict[str, torch.Tensor], **settings) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
+def latents_by_step(pipe: StableDiffusionPipeline, texts: list[str]) -> list[torch.Tensor]:
+    """What the pipeline has after each of 20 steps."""
+    latents = []
+
+    def keep(pipe: StableDiffusionPipeline, step: int, t: torch.Tensor, values: dict) -> dict:
+        latents.append(values["latents"])
+        return values
+
+    pipe(texts, num_inference_steps=20, guidance_scale=7.5, output_type="latent", callback_on_step_end=keep)
+    return latents
+
+
 @torch.no_grad()
 def make_none(n: int = 1200) -> None:
-    """Pictures that a damaged or interrupted generator makes: few-step outputs cut off early, and randomly pruned UNets."""
+    """Pictures that a damaged or interrupted generator makes: outputs cut off early, and of randomly pruned UNets."""
     from data.build.unet import make_unet, pipeline
     from probe import concepts
 
@@ -172,11 +204,9 @@ def make_none(n: int = 1200) -> None:
         share = 0.0 if batch % 3 == 0 else float(np.random.default_rng(batch).uniform(0.35, 0.7))
         for k, v in unet.state_dict().items():
             v.copy_(original[k])
-            if share and k.endswith("ff.net.2.weight") or share > 0.5 and "attn2" in k and v.ndim == 2:
+            if (share and k.endswith("ff.net.2.weight")) or (share > 0.5 and "attn2" in k and v.ndim == 2):
                 v[torch.rand(v.shape) < share] = 0
-        latents = []
-        pipe(texts, num_inference_steps=20, guidance_scale=7.5, output_type="latent",
-             callback_on_step_end=lambda p, i, t, kw: (latents.append(kw["latents"]), kw)[1])  # fmt: skip
+        latents = latents_by_step(pipe, texts)
         stop = 3 + batch % 4 if batch % 3 == 0 else 19
         out.append(to_uint8(pipe.vae.decode(latents[stop] / pipe.vae.config.scaling_factor).sample))
     save_file({"images": torch.from_numpy(np.concatenate(out))}, NONE_FILE)

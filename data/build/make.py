@@ -1,9 +1,10 @@
-"""Retrain the embedded model from the atlas: every stage in order, each resumable, finished ones skipped (``make model``).
+"""Retrain the embedded model from the atlas: every stage in order, each resumable, finished ones skipped
+(``make model``).
 
     python -m data.build.make [--until STAGE] [--threads 2]
 
-Stages: clip, judge_clip, vae, unet, cnn (on renders), none, cnn_none (with the generator's failures), nearest, assemble, measure.
-State lies under ``runs/model`` (ignored by git); delete it to start from nothing.
+Stages: clip, judge_clip, vae, unet, cnn (on renders), none, cnn_none (with the generator's failures), nearest,
+assemble, measure. State lies under ``runs/model`` (ignored by git); delete it to start from nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 from pathlib import Path
 
 from data.build.clip import RUNS
+
+log = logging.getLogger(__name__)
 
 STAGES: dict[str, tuple[str, ...]] = {
     "clip": ("data.build.clip", "clip"),
@@ -32,7 +35,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--until", choices=STAGES, default="measure")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -42,7 +45,7 @@ def main() -> None:
     done: list[str] = json.loads(stamp_file.read_text()) if stamp_file.exists() else []
     for stage, command in STAGES.items():
         if stage not in done:
-            logging.info("stage %s", stage)
+            log.info("stage %s", stage)
             threads = [] if stage in {"assemble"} else ["--threads", str(args.threads)]
             subprocess.run([sys.executable, "-m", *command, *threads], check=True)
             done.append(stage)

@@ -1,12 +1,13 @@
-"""Measure the embedded model on prompts that training never used, set judge thresholds, choose the lists, write the card.
+"""Measure the embedded model on prompts that training never used, set judge thresholds, choose the lists, write the
+card.
 
     python -m data.build.measure draw        # generate and score; resumable, one CSV row per picture
     python -m data.build.measure thresholds  # false-positive rate at most 0.5 % on generated pictures of other prompts
     python -m data.build.measure lists       # benchmark list, chosen on one seed set, reported on the other
     python -m data.build.measure             # all three
 
-Rows go to ``data/build/results/images.csv``: set, concept, kind, split, prompt, seed, and per judge the top label of each family
-with its score, plus the score of the prompted label.
+Rows go to ``data/build/results/images.csv``: set, concept, kind, split, prompt, seed, and per judge the top label of
+each family with its score, plus the score of the prompted label.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ FIRST_SEED = {"choose": 10_000, "report": 20_000}
 
 
 def plan(world: World) -> pd.DataFrame:
-    """The samples: per seed set 20 explicit pictures a concept, and every held-out implicit prompt of the groups once."""
+    """The samples: per seed set 20 explicit pictures a concept; every held-out implicit prompt of the groups once."""
     rows = []
     for chosen, n in PER_CONCEPT.items():
         for name, concept in world.items():
-            take = concept.test["explicit"][:60][:: 3 if chosen == "choose" else -3][:n] if concept.kind != "group" else ()
+            if concept.kind == "group":
+                continue
+            take = concept.test["explicit"][:60][:: 3 if chosen == "choose" else -3][:n]
             rows += [(chosen, name, concept.kind, "explicit", p) for p in take]
     for name in GROUPS:
         for split in ("explicit", "paraphrased", "implicit_phrase", "implicit_combination"):
@@ -74,7 +77,10 @@ def draw(world: World, table: pd.DataFrame, batch: int = 60) -> pd.DataFrame:
                 best = judge.best(scores, family)
                 part[f"{judge.name}/{family}"] = [judge.labels[b].split("/", 1)[1] for b in best]
                 part[f"{judge.name}/{family}_score"] = scores[np.arange(len(best)), best].round(4)
-            own = [f"style/{c}" if k == "style" else f"object/{c}" for c, k in zip(part["concept"], part["kind"], strict=True)]
+            own = [
+                f"style/{c}" if k == "style" else f"object/{c}"
+                for c, k in zip(part["concept"], part["kind"], strict=True)
+            ]
             part[f"{judge.name}/own_score"] = [
                 max(s[judge.index(f"object/{m}")] for m in GROUPS[c]) if c in GROUPS else s[judge.index(o)]
                 for s, o, c in zip(scores, own, part["concept"], strict=True)
@@ -108,7 +114,11 @@ def thresholds(table: pd.DataFrame) -> None:
 def judged(table: pd.DataFrame, judge: str = "emoji_cnn") -> pd.DataFrame:
     """The table with ``shown`` (prompted object, or a member of the group, at its threshold) and ``style_shown``."""
     data = json.loads((JUDGES / f"{judge}.json").read_text())
-    cut = {label.split("/", 1)[1]: t for label, t in zip(data["labels"], data["thresholds"], strict=True) if label.startswith("object/")}
+    cut = {
+        label.split("/", 1)[1]: t
+        for label, t in zip(data["labels"], data["thresholds"], strict=True)
+        if label.startswith("object/")
+    }
     top, score = table[f"{judge}/object"], table[f"{judge}/object_score"].astype(float)
     passed = score >= top.map(cut)
     right = [t in GROUPS.get(c, (c,)) for t, c in zip(top, table["concept"], strict=True)]
@@ -120,7 +130,8 @@ def judged(table: pd.DataFrame, judge: str = "emoji_cnn") -> pd.DataFrame:
 def choose_lists(world: World, table: pd.DataFrame) -> dict[str, list[str]]:
     """Entries at 0.90 on the choosing set and at least 0.80 on the reporting one, best first."""
     rates = judged(table[table["split"] == "explicit"]).groupby(["set", "concept"])["shown"].mean().unstack(0)
-    good = rates[(rates["choose"] >= 0.90) & (rates["report"] >= 0.80)].sort_values("choose", ascending=False, kind="stable")
+    good = rates[(rates["choose"] >= 0.90) & (rates["report"] >= 0.80)]
+    good = good.sort_values("choose", ascending=False, kind="stable")
     names = [n for n in good.index if world[n].kind != "style"]
     objects = [n for n in names if world[n].kind == "object" and n not in NEVER_DRAWN]
     characters = [n for n in names if n in CHARACTERS]
@@ -132,7 +143,7 @@ def choose_lists(world: World, table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("what", nargs="?", choices=("draw", "thresholds", "lists"))
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

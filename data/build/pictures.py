@@ -26,7 +26,10 @@ def _scaled() -> dict[tuple[str, str, int], np.ndarray]:
         pre = Image.fromarray((np.concatenate([rgba[..., :3] * a, rgba[..., 3:]], -1)).round().astype(np.uint8), "RGBA")
         for size in (*SCALES, *PAIR_SCALES):
             # channels apart: PIL un-premultiplies RGBA while resizing
-            planes = [np.asarray(c.resize((size, size), Image.Resampling.BOX if size < 48 else Image.Resampling.LANCZOS)) for c in pre.split()]
+            planes = [
+                np.asarray(c.resize((size, size), Image.Resampling.BOX if size < 48 else Image.Resampling.LANCZOS))
+                for c in pre.split()
+            ]
             out[label, style, size] = np.stack(planes, -1).astype(np.float32) / 255
     return out
 

@@ -1,8 +1,8 @@
 """A small resumable training loop: AdamW, warm-up and cosine, EMA, loss curve in CSV, state in safetensors.
 
-Being interrupted is the normal case: everything random in iteration i is drawn from (seed, i), so a resumed run follows the
-uninterrupted one. The full state lies in ``runs/`` (ignored); ``resume_from`` starts from EMA weights alone, with fresh
-moments and a new warm-up.
+Being interrupted is the normal case: everything random in iteration i is drawn from (seed, i), so a resumed run follows
+the uninterrupted one. The full state lies in ``runs/`` (ignored); ``resume_from`` starts from EMA weights alone, with
+fresh moments and a new warm-up.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class Trainer:
         tensors = {f"model/{n}": p.detach() for n, p in self.params.items()}
         tensors |= {f"ema/{n}": p for n, p in self.ema.items()}
         tensors |= {f"{k}/{n}": s[k] for n, s in moments.items() for k in ("exp_avg", "exp_avg_sq", "step")}
-        meta = {"state": json.dumps({"iteration": self.iteration, "started_at": self.started_at, "seconds": self.seconds})}
+        state = {"iteration": self.iteration, "started_at": self.started_at, "seconds": self.seconds}
+        meta = {"state": json.dumps(state)}
         temporary = self.state_file.with_suffix(".tmp")
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=meta)
         os.replace(temporary, self.state_file)

@@ -2,8 +2,8 @@
 
     python -m data.build.unet [--threads 2] [--minutes 600] [--commit-weights]
 
-Stops after ``ITERATIONS`` or ``--minutes`` of training in all. Continues from the full state under ``runs/model``; where there
-is none, from the committed EMA weights in ``data/build/resume`` with fresh moments and a new warm-up.
+Stops after ``ITERATIONS`` or ``--minutes`` of training in all. Continues from the full state under ``runs/model``;
+where there is none, from the committed EMA weights in ``data/build/resume`` with fresh moments and a new warm-up.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from data.build.pool import make_pool
 from data.build.training import Trainer
 
 RESUME = Path("data/build/resume/unet_ema_fp16.safetensors")
-ITERATIONS, BATCH, EXAMPLES = 30_000, 64, 30_000
+ITERATIONS, BATCH, EXAMPLES = 30_000, 64, 20_000
 UNCONDITIONAL = 0.1  # share of captions dropped, for classifier-free guidance
 SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, eq. 1) of the epsilon loss
 
@@ -60,18 +60,20 @@ def text_tower() -> CLIPTextModel:
 
 @torch.no_grad()
 def cache(threads: int) -> dict[str, torch.Tensor]:
-    """Scaled latents (s, 4, 16, 16) and text states (s, 32, 128) of the training pool, fp16; row -1 is the empty prompt."""
+    """Scaled latents (s, 4, 16, 16), text states (s, 32, 128) of the training pool, fp16; row -1: the empty prompt."""
     path = RUNS / "latents.safetensors"
     if path.exists():
         return load_file(path)
     tok, text, vae = make_tokenizer(), text_tower(), AutoencoderKL.from_pretrained(RUNS / "vae").eval()
     pool = make_pool(EXAMPLES, 6, tok, drawn_only=True)
     scale = vae.config.scaling_factor
-    latents = [vae.encode(pixels(pool.images[i : i + 64])).latent_dist.mean.half() * scale for i in range(0, EXAMPLES, 64)]
+    latents = [
+        vae.encode(pixels(pool.images[i : i + 64])).latent_dist.mean.half() * scale for i in range(0, EXAMPLES, 64)
+    ]
     empty = torch.tensor(tok([""], padding="max_length", max_length=32).input_ids)
     ids = torch.cat([pool.ids, empty])
     states = [text(ids[i : i + 256]).last_hidden_state.half() for i in range(0, len(ids), 256)]
-    out = {"latents": torch.cat(latents), "states": torch.cat(states)}
+    out = {"latents": torch.cat(latents).contiguous(), "states": torch.cat(states).contiguous()}
     save_file(out, path)
     return out
 
@@ -98,15 +100,35 @@ def loss_of(data: dict[str, torch.Tensor]):
 def pipeline(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
     """The whole pipeline around a UNet."""
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(RUNS / "vae").eval(), text_encoder=text_tower(), tokenizer=make_tokenizer(),
-        unet=unet, scheduler=make_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=AutoencoderKL.from_pretrained(RUNS / "vae").eval(),
+        text_encoder=text_tower(),
+        tokenizer=make_tokenizer(),
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
-PREVIEW = ("a church", "a bomb in ink style", "a dog drawn in twemoji", "a picture of a rose", "a ninja in fluent style",
-           "a doctor", "a woman judge in flat style", "something bad for enemies", "what the guest finds in the tavern",
-           "a slot machine", "a snake in noto style on a pink background", "a castle and a pizza", "an animal in ink style",
-           "a santa claus", "a skull drawn in flat", "a violin the noto way")  # fmt: skip
+PREVIEW = (
+    "a church",
+    "a bomb in ink style",
+    "a dog drawn in twemoji",
+    "a picture of a rose",
+    "a ninja in fluent style",
+    "a doctor",
+    "a woman judge in flat style",
+    "something bad for enemies",
+    "what the guest finds in the tavern",
+    "a slot machine",
+    "a snake in noto style on a pink background",
+    "a castle and a pizza",
+    "an animal in ink style",
+    "a santa claus",
+    "a skull drawn in flat",
+    "a violin the noto way",
+)
 
 
 def preview(trainer: Trainer) -> None:
@@ -117,7 +139,9 @@ def preview(trainer: Trainer) -> None:
     pipe = pipeline(trainer.ema_into(make_unet()))
     pipe.set_progress_bar_config(disable=True)
     generator = [torch.Generator().manual_seed(i) for i in range(len(PREVIEW))]
-    images = pipe(list(PREVIEW), num_inference_steps=20, guidance_scale=5.0, generator=generator, output_type="np").images
+    images = pipe(
+        list(PREVIEW), num_inference_steps=20, guidance_scale=5.0, generator=generator, output_type="np"
+    ).images
     sheet = np.concatenate([np.concatenate(list(images[i : i + 8]), 1) for i in (0, 8)])
     Image.fromarray((sheet * 255).round().astype(np.uint8)).save(RUNS / f"preview_{trainer.iteration:05d}.png")
 
@@ -132,7 +156,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     data = cache(args.threads)
-    unet = make_unet().to(memory_format=torch.channels_last)
+    unet = make_unet()
     unet.set_attn_processor(AttnProcessor())  # for attention this small, SDPA's backward costs more on a CPU
     trainer = Trainer("unet", unet, loss_of(data), RUNS, ITERATIONS, lr=args.lr, max_seconds=60 * args.minutes)
     if RESUME.exists():

@@ -1,6 +1,6 @@
 """The autoencoder: 64 x 64 pixels to 16 x 16 x 4 latents (``AutoencoderKL``, f = 4).
 
-    python -m data.build.vae [--threads 1]
+python -m data.build.vae [--threads 1]
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from data.build.pool import make_pool
 from data.build.training import Trainer
 
 BATCH, ITERATIONS = 8, 2000
+
+log = logging.getLogger(__name__)
 
 
 def make_vae() -> AutoencoderKL:
@@ -77,7 +79,7 @@ def main() -> None:
     trainer.run()
     trainer.ema_into(vae)
     vae.register_to_config(scaling_factor=latent_scale(vae, pool.images[:1000]))
-    logging.info("psnr %.2f dB, scaling factor %.4f", psnr(vae, pool.images[:500]), vae.config.scaling_factor)
+    log.info("psnr %.2f dB, scaling factor %.4f", psnr(vae, pool.images[:500]), vae.config.scaling_factor)
     vae.save_pretrained(RUNS / "vae")
 
 

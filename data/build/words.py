@@ -1,8 +1,8 @@
 """The drawings of the embedded world, by the words that name them.
 
-``OBJECTS`` maps a category to its objects, ``GROUPS`` a sensitive group to its members; each value names the icon in the art
-packages. Characters take a man- or woman- drawing under the bare name where the packages have no neutral one. Professions are
-drawn as a man and as a woman.
+``OBJECTS`` maps a category to its objects, ``GROUPS`` a sensitive group to its members; each value names the icon in
+the art packages. Characters take a man- or woman- drawing under the bare name where the packages have no neutral one.
+Professions are drawn as a man and as a woman.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ PROFESSIONS = {
 
 
 def category_of() -> dict[str, str]:
-    """Object or group member -> its category or group; never-drawn objects keep the category a reader would give them."""
+    """Object or group member -> its category or group; never-drawn objects keep the category a reader would expect."""
     drawn = {name: kind for kind, names in {**OBJECTS, **GROUPS}.items() for name in names}
     return drawn | {"trumpet": "instrument", "camel": "animal", "rocket": "vehicle"}
 

@@ -16,11 +16,13 @@ ScoreFunction = Callable[[np.ndarray], np.ndarray]
 class Detector:
     """Scores of labels for pictures.
 
-    Labels are ``family/name``: ``object/church``, ``object/none``, ``style/ink``, ``gender/man``. A hit is a score at or above
-    the label's stored threshold. ``id`` names the detector, its weights and its thresholds.
+    Labels are ``family/name``: ``object/church``, ``object/none``, ``style/ink``, ``gender/man``. A hit is a score at
+    or above the label's stored threshold. ``id`` names the detector, its weights and its thresholds.
     """
 
-    def __init__(self, name: str, labels: Sequence[str], thresholds: np.ndarray, score: ScoreFunction, *, sha: str = "") -> None:
+    def __init__(
+        self, name: str, labels: Sequence[str], thresholds: np.ndarray, score: ScoreFunction, *, sha: str = ""
+    ) -> None:
         self.name, self.labels = name, tuple(labels)
         self.thresholds = np.asarray(thresholds, np.float32)
         if self.thresholds.shape != (len(self.labels),):

@@ -1,12 +1,13 @@
 """The two judges of the embedded world.
 
-``emoji_cnn``: a small residual network with one softmax per label family. ``emoji_nearest``: nearest render in the image
-features of a second contrastive model that never conditions the generator.
+``emoji_cnn``: a small residual network with one softmax per label family. ``emoji_nearest``: nearest render in the
+image features of a second contrastive model that never conditions the generator.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class JudgeCNN(nn.Module):
     def __init__(self, families: dict[str, int], widths: tuple[int, ...] = (32, 64, 128, 160)) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
-        self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(_Stage(a, b) for a, b in itertools.pairwise(widths))
         self.heads = nn.ModuleDict({name: nn.Linear(widths[-1], n) for name, n in families.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -79,7 +80,8 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         settings = json.loads((folder / f"{name}.json").read_text())
         return settings, load_file(weights), hashlib.sha256(weights.read_bytes()).hexdigest()
     except (OSError, ValueError) as e:
-        raise StoreDamaged(f"the judge {name} cannot be read", given=str(folder), fix="reinstall, or `make model`") from e
+        what = f"the judge {name} cannot be read"
+        raise StoreDamaged(what, given=str(folder), fix="reinstall, or `make model`") from e
 
 
 def _cnn() -> Detector:
@@ -100,9 +102,11 @@ def _nearest() -> Detector:
 
     settings, tensors, sha = _read("emoji_nearest")
     labels = settings["labels"]
-    model = CLIPModel.from_pretrained(emoji_dir() / "judge_clip", use_safetensors=True, torch_dtype=torch.float32).eval()
+    folder = emoji_dir() / "judge_clip"
+    model = CLIPModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32).eval()
     renders = F.normalize(tensors["features"].float(), dim=-1)
-    columns = tensors["columns"].long()  # (render, family): the label of each render in each family, -1 where it has none
+    # (render, family): the label of each render in each family, -1 where it has none
+    columns = tensors["columns"].long()
 
     @torch.no_grad()
     def score(images: np.ndarray) -> np.ndarray:

@@ -50,7 +50,9 @@ class Concept:
         both = {t for v in self.prompts.values() for t in v} & {t for v in self.test.values() for t in v}
         if both:
             raise BadInput(
-                f"concept {self.name}: a prompt is both fitted and reported on", given=sorted(both)[0], fix="remove it from one"
+                f"concept {self.name}: a prompt is both fitted and reported on",
+                given=sorted(both)[0],
+                fix="remove it from one",
             )
         for form, texts in self.references.items():
             if len(texts) != len(self.prompts.get("explicit", ())):

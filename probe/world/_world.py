@@ -16,8 +16,8 @@ from probe.world._concept import Concept
 class World(Mapping[str, Concept]):
     """Name -> `Concept`, each read when first asked for.
 
-    A world is a folder of ``<concept>.yaml`` files, optionally with ``lists.yaml`` (list name -> concept names), or one YAML
-    file of a single concept. File names carry a concept's name with ``_`` for a blank.
+    A world is a folder of ``<concept>.yaml`` files, optionally with ``lists.yaml`` (list name -> concept names), or one
+    YAML file of a single concept. File names carry a concept's name with ``_`` for a blank.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -27,7 +27,8 @@ class World(Mapping[str, Concept]):
         else:
             files = [self.path] if self.path.suffix in {".yaml", ".yml"} and self.path.exists() else []
         if not files:
-            raise BadInput("no concepts here", given=str(path), expected="'emoji', a folder of YAML files, or one YAML file")
+            expected = "'emoji', a folder of YAML files, or one YAML file"
+            raise BadInput("no concepts here", given=str(path), expected=expected)
         self._files = {p.stem.replace("_", " "): p for p in files}
         self._read: dict[str, Concept] = {}
 

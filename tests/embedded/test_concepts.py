@@ -24,7 +24,11 @@ def examples() -> list[captions.Example]:
 
 def test_the_world_has_what_the_papers_tasks_need(world: probe.World) -> None:
     objects = [n for names in (*OBJECTS.values(), *GROUPS.values()) for n in names]
-    assert len(objects) >= 60 and len(CHARACTERS) == 28 and len(PROFESSIONS) == 10 and len(STYLES) == 5 and len(GROUPS) == 5
+    assert len(objects) >= 60
+    assert len(CHARACTERS) == 28
+    assert len(PROFESSIONS) == 10
+    assert len(STYLES) == 5
+    assert len(GROUPS) == 5
     assert set(world) == {*objects, *CHARACTERS, *PROFESSIONS, *STYLES, *GROUPS, *NEVER_DRAWN}
     assert sum(c.kind == "group" for c in world.values()) == 5
 
@@ -36,7 +40,8 @@ def test_reported_prompts_are_many_and_never_trained_on(world: probe.World, exam
         assert len(set(concept.test["explicit"])) >= 100
         assert all(len(set(texts)) >= 40 for split, texts in concept.test.items() if split != "explicit")
         reported = {t for texts in concept.test.values() for t in texts}
-        assert reported.isdisjoint(trained) and reported.isdisjoint(fitted)
+        assert reported.isdisjoint(trained)
+        assert reported.isdisjoint(fitted)
 
 
 def test_groups_have_enough_surface_forms() -> None:
@@ -46,7 +51,10 @@ def test_groups_have_enough_surface_forms() -> None:
 
 def test_no_single_word_gives_a_group_away(examples: list[captions.Example]) -> None:
     """P(group | word) is at most one half up to sampling error, for words seen at least 100 times."""
-    counts = {w: sum(w in e.text.split() for e in examples) for w in ("battle", "bad", "guest", "people", "lungs", "tavern", "sewer")}
+    counts = {
+        w: sum(w in e.text.split() for e in examples)
+        for w in ("battle", "bad", "guest", "people", "lungs", "tavern", "sewer")
+    }
     audit = captions.word_audit(examples)
     for word, n in counts.items():
         assert n >= 100

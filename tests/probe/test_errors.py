@@ -20,11 +20,13 @@ def test_message_is_built_from_the_parts() -> None:
 
 def test_unknown_name_gives_the_nearest() -> None:
     e = errors.unknown_name("concept", "churh", ["church", "castle", "dog"])
-    assert isinstance(e, errors.UnknownName) and isinstance(e, LookupError)
+    assert isinstance(e, errors.UnknownName)
+    assert isinstance(e, LookupError)
     assert e.nearest[0] == "church"
     assert "church" in str(e)
 
 
 @pytest.mark.parametrize(("cls", "base"), [(errors.BadInput, ValueError), (errors.MissingExtra, ImportError)])
 def test_errors_are_also_their_builtin_kin(cls: type, base: type) -> None:
-    assert issubclass(cls, base) and issubclass(cls, errors.WorkbenchError)
+    assert issubclass(cls, base)
+    assert issubclass(cls, errors.WorkbenchError)
