@@ -60,7 +60,7 @@ def test_wheel_holds_what_it_should(wheel: Path) -> None:
     expected = {
         f"probe/_data/emoji/{file.relative_to(emoji).as_posix()}" for file in emoji.rglob("*") if file.is_file()
     }
-    assert "probe/_data/emoji/model_index.json" in expected or "probe/_data/emoji/pipeline/model_index.json" in expected
+    assert "probe/_data/emoji/pipeline/model_index.json" in expected
     assert expected == {name for name in names if name.startswith("probe/_data/")}
     assert {"probe/py.typed", "erase/py.typed"} <= set(names)
 
