@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import erase
 import probe
 from erase.cli import app as erase_app
 from probe._terminal import run
-from probe._terminal._words import WORDS
 from probe.cli import app as probe_app
 from probe.testing import tiny_pipeline
 from tests.probe.measuring import Colours
@@ -252,18 +252,11 @@ def test_a_dry_run_writes_nothing(shelf: Path, capsys: pytest.CaptureFixture[str
     assert not list(tmp_path.iterdir())
 
 
-def test_every_option_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
-    from probe._terminal._options import Option
-
-    assert all(WORDS.values())
-    for module in (
-        "probe.cli._record",
-        "probe.cli._score",
-        "probe.cli._evaluate",
-        "erase.cli._images",
-        "erase.cli._prune",
-    ):
-        options = [
-            o for value in vars(__import__(module, fromlist=["x"])).values() if isinstance(value, list) for o in value
-        ]
-        assert [o.name for o in options if isinstance(o, Option) and not o.help] == []
+@pytest.mark.parametrize("program", APPS)
+def test_everything_on_a_command_line_is_explained(program: str) -> None:
+    for command in APPS[program].registered_commands:
+        assert command.callback is not None
+        assert command.short_help, command.name
+        for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
+            (declared,) = parameter.annotation.__metadata__
+            assert declared.help.partition("[default:")[0].strip(), f"{command.name} {parameter.name}: see _words.py"
