@@ -31,7 +31,7 @@ def rate(hits: pd.Series) -> str:
     hits = hits.dropna()
     if hits.empty:
         return "not measured"
-    value, low, high = wilson(int(hits.sum()), len(hits))
+    value, low, high = wilson(int(hits.sum()), len(hits))[:3]
     return f"{value:.2f} [{low:.2f}, {high:.2f}] (n = {len(hits):,})"
 
 
@@ -77,7 +77,8 @@ def shown_by_split(rows: pd.DataFrame, group: str) -> list[str]:
 
 def telling_words(n: int = 10) -> str:
     """The ``n`` words of captions that come closest to giving a group away: ``word (P(group) = 0.51), ...``."""
-    audit = captions.word_audit(captions.sample(np.random.default_rng(13)) for _ in range(30_000))
+    rng = np.random.default_rng(13)
+    audit = captions.word_audit(captions.sample(rng) for _ in range(30_000))
     strongest = sorted(((max(v.values()), w, max(v, key=v.__getitem__)) for w, v in audit.items()), reverse=True)
     return ", ".join(f"{w} (P({g}) = {p:.2f})" for p, w, g in strongest[:n])
 

@@ -1,8 +1,8 @@
 """A small resumable training loop: AdamW, warm-up and cosine, EMA, loss curve in CSV, state in safetensors.
 
 Being interrupted is the normal case: everything random in iteration i is drawn from (seed, i), so a resumed run follows
-the uninterrupted one. The full state lies in ``runs/`` (ignored); ``resume_from`` starts from EMA weights alone, with
-fresh moments and a new warm-up.
+the uninterrupted one. The full state lies in ``runs/`` (ignored); where there is none, training goes on from EMA weights
+in ``data/build/resume``, with fresh moments and a new warm-up.
 """
 
 from __future__ import annotations
@@ -23,6 +23,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 log = logging.getLogger(__name__)
+RESUME = Path(__file__).parent / "resume"  # committed EMA weights of a model that still trains
+
+
+def resume_file(name: str) -> Path:
+    """Where the EMA weights of a network lie while it still trains."""
+    return RESUME / f"{name}_ema_fp16.safetensors"
+
+
+def keep_ema(state_file: Path, target: Path, dtype: torch.dtype = torch.float16) -> None:
+    """The EMA weights of a full state alone, small enough to commit."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with safe_open(state_file, "pt") as f:
+        state = json.loads(f.metadata()["state"])
+        ema = {k.removeprefix("ema/"): f.get_tensor(k).to(dtype) for k in f.keys() if k.startswith("ema/")}  # noqa: SIM118
+    save_file(ema, target, metadata={"iteration": str(state["iteration"]), "seconds": f"{state['seconds']:.0f}"})
 
 
 @dataclass
@@ -55,6 +70,8 @@ class Trainer:
         self.ema = {n: p.detach().clone() for n, p in self.params.items()}
         if self.state_file.exists():
             self._load()
+        elif resume_file(self.name).exists():
+            self.resume_from(resume_file(self.name))
 
     @property
     def state_file(self) -> Path:
@@ -62,8 +79,6 @@ class Trainer:
 
     def resume_from(self, weights: Path) -> None:
         """Start from EMA weights saved by an earlier session; the file's metadata says how far it had come."""
-        if self.iteration:
-            return  # the full state is better
         tensors = load_file(weights)
         with torch.no_grad():
             for n, p in self.params.items():
@@ -73,12 +88,6 @@ class Trainer:
             meta = f.metadata()
         self.iteration = self.started_at = int(meta["iteration"])
         self.seconds = float(meta["seconds"])
-
-    def save_ema(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
-        """EMA weights alone, small enough to commit while the model still trains."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        meta = {"iteration": str(self.iteration), "seconds": f"{self.seconds:.0f}"}
-        save_file({n: p.to(dtype).contiguous() for n, p in self.ema.items()}, path, metadata=meta)
 
     def lr_at(self, i: int) -> float:
         warm = min(1.0, (i - self.started_at + 1) / self.warmup)

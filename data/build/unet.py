@@ -1,16 +1,14 @@
 """The denoiser: ``UNet2DConditionModel`` on the frozen text tower and the frozen autoencoder.
 
-    python -m data.build.unet [--threads 2] [--minutes 600] [--commit-weights]
+    python -m data.build.unet [--threads 2] [--minutes 600]
 
-Stops after ``ITERATIONS`` or ``--minutes`` of training in all. Continues from the full state under ``runs/model``;
-where there is none, from the committed EMA weights in ``data/build/resume`` with fresh moments and a new warm-up.
+Stops after ``ITERATIONS`` or ``--minutes`` of training in all, and goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -22,7 +20,6 @@ from data.build.clip import RUNS, make_tokenizer, pixels
 from data.build.pool import make_pool
 from data.build.training import Trainer
 
-RESUME = Path("data/build/resume/unet_ema_fp16.safetensors")
 ITERATIONS, BATCH, EXAMPLES = 30_000, 64, 20_000
 UNCONDITIONAL = 0.1  # share of captions dropped, for classifier-free guidance
 SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, eq. 1) of the epsilon loss
@@ -151,7 +148,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--lr", type=float, default=8e-4)
-    parser.add_argument("--commit-weights", action="store_true", help="also write the EMA weights to data/build/resume")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
@@ -159,11 +155,7 @@ def main() -> None:
     unet = make_unet()
     unet.set_attn_processor(AttnProcessor())  # for attention this small, SDPA's backward costs more on a CPU
     trainer = Trainer("unet", unet, loss_of(data), RUNS, ITERATIONS, lr=args.lr, max_seconds=60 * args.minutes)
-    if RESUME.exists():
-        trainer.resume_from(RESUME)
     trainer.run(on_save=lambda t: preview(t) if t.iteration % 1000 == 0 else None)
-    if args.commit_weights:
-        trainer.save_ema(RESUME)
     trainer.ema_into(make_unet()).save_pretrained(RUNS / "unet")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.build.training import Trainer
+from data.build.training import Trainer, keep_ema
 
 
 def trainer(folder: Path, **options) -> Trainer:
@@ -43,7 +43,7 @@ def test_the_loss_falls_and_its_curve_is_kept(tmp_path: Path) -> None:
 def test_continues_from_committed_weights_with_fresh_moments_and_warm_up(tmp_path: Path) -> None:
     first = trainer(tmp_path / "a")
     first.run(until=150)
-    first.save_ema(tmp_path / "toy_ema.safetensors", torch.float32)
+    keep_ema(first.state_file, tmp_path / "toy_ema.safetensors", torch.float32)
     second = trainer(tmp_path / "b")
     second.resume_from(tmp_path / "toy_ema.safetensors")
     assert second.iteration == second.started_at == 150
