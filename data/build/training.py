@@ -1,7 +1,7 @@
 """A small resumable training loop: AdamW, warm-up and cosine, EMA, loss curve in CSV, state in safetensors.
 
 Being interrupted is the normal case: everything random in iteration i is drawn from (seed, i), so a resumed run follows
-the uninterrupted one. The full state lies in ``runs/`` (ignored); where there is none, training goes on from EMA weights
+the uninterrupted one. The full state lies in ``runs/`` (ignored); without one, training goes on from the EMA weights
 in ``data/build/resume``, with fresh moments and a new warm-up.
 """
 
