@@ -113,10 +113,10 @@ def record(
 
 @dataclass(frozen=True)
 class _Judge:
-    """A detector and the labels that mean a concept: the one of its name, or those of its members."""
+    """A detector, and for the concept at hand what its labels may be called besides ``family/<name>``."""
 
     detector: Any
-    members: Mapping[str, tuple[str, ...]]
+    names: Mapping[str, frozenset[str]]
 
     @classmethod
     def of(cls, detector: Any, concept: Any) -> _Judge | None:
@@ -124,7 +124,8 @@ class _Judge:
             return None
         if not callable(detector) or not hasattr(detector, "labels"):
             raise BadInput("a detector is an object", given=repr(detector), fix="pass probe.detector(name)")
-        return cls(detector, {getattr(concept, "name", ""): tuple(getattr(concept, "members", None) or ())})
+        names = frozenset([*(getattr(concept, "members", None) or ()), getattr(concept, "label", None) or ""])
+        return cls(detector, {getattr(concept, "name", ""): names})
 
     @property
     def id(self) -> str:
@@ -134,10 +135,10 @@ class _Judge:
     def shown(self, images: np.ndarray, concepts: Sequence[str]) -> np.ndarray:
         """(s,) float32: the score of each sample's concept in its image, NaN where the judge has no such label."""
         scores = np.asarray(self.detector(images), np.float32)
-        short = [str(label).rsplit("/", 1)[-1] for label in self.detector.labels]
         found = np.full(len(images), np.nan, np.float32)
-        for i, name in enumerate(concepts):
-            columns = [j for j, label in enumerate(short) if label in {name, *self.members.get(name, ())}]
+        for i, concept in enumerate(concepts):
+            names = {concept, *self.names.get(concept, ())}
+            columns = [j for j, label in enumerate(self.detector.labels) if {label, label.rsplit("/", 1)[-1]} & names]
             if columns:
                 found[i] = np.fmax.reduce(scores[i, columns])
         return found

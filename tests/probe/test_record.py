@@ -169,6 +169,9 @@ def test_the_judge_scores_each_samples_concept(pipe, tmp_path):
     shown = run.samples["shown"].tolist()
     assert shown[:3] == pytest.approx([0.9, 0.5, 0.3])  # a group is shown when a member is
     assert np.isnan(shown[3])
+    cathedral = SimpleNamespace(name="cathedral", label="object/church")
+    other = record(pipe, ["a"], out=tmp_path / "other", detector=Judge(), concept=cathedral, **SMALL)
+    assert other.samples["shown"].tolist() == pytest.approx([0.9])
     assert run.groups == ["unet"]  # pictures were judged, not kept
     assert run.identity["detector"] == "fixed-1"
 
