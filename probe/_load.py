@@ -60,16 +60,17 @@ def load(
     """
     resolved = _dtype(dtype)
     path = Path(model).expanduser()
-    if str(model) == "emoji":
-        pipe = _from_folder(_embedded(), resolved)
-    elif path.is_dir():
-        pipe = _from_folder(path, resolved)
-    elif path.is_file():
-        pipe = _from_file(path, resolved, config)
-    elif _HUB_ID.fullmatch(str(model)):
-        pipe = _from_folder(_hub_folder(str(model), revision), resolved)
-    else:
-        raise _unknown(model)
+    with compat.quiet_libraries():
+        if str(model) == "emoji":
+            pipe = _from_folder(_embedded(), resolved)
+        elif path.is_dir():
+            pipe = _from_folder(path, resolved)
+        elif path.is_file():
+            pipe = _from_file(path, resolved, config)
+        elif _HUB_ID.fullmatch(str(model)):
+            pipe = _from_folder(_hub_folder(str(model), revision), resolved)
+        else:
+            raise _unknown(model)
     for component in pipe.components.values():
         if hasattr(component, "eval"):
             component.eval()
@@ -118,17 +119,12 @@ def _build(
     if "safety_checker" in optional:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     options |= compat.dtype_argument(dtype)
-    unreadable: tuple[type[Exception], ...] = (
-        ValueError,
-        RuntimeError,
-        OSError,
-        KeyError,
-        *compat.single_file_errors(),
-    )
     try:
         with compat.quiet_libraries():
             return getattr(getattr(diffusers, pipeline), how)(str(path), local_files_only=True, **options)
-    except unreadable as error:
+    except ImportError:  # a package that is not installed
+        raise
+    except Exception as error:  # each library has its own for what it cannot read, tokenizers a bare Exception
         reason = str(error).strip().split("\n")[0]
         raise StoreDamaged("diffusers cannot build the pipeline", given=f"{path} ({reason})") from error
 

@@ -37,7 +37,7 @@ class Size:
         return rows * (target + near + others) + target + others + (3 if self.keep else 2) * self.recorded
 
 
-QUICK = Size(recorded=2, images={"explicit": 2, "preserve_test": 1}, keep=False)
+QUICK = Size(recorded=3, images={"explicit": 1, "preserve_test": 1}, keep=False)
 PLAIN = Size(recorded=40, images={"explicit": 40, "neighbours": 20, "preserve_test": 40})
 FULL = Size(recorded=40, images={"explicit": 120, "neighbours": 60, "preserve_test": 120})
 
@@ -98,7 +98,7 @@ def _evaluate(
         limits = {s: size.images[s] for s in splits}
         tables.append(
             probe.evaluate(pipe, chosen, [concept], world=world, splits=splits, n_prompts=limits, out=out,
-                           batch_size=20, metrics=("rate", "rate_second", "broken", "clip_score"), progress=progress)
+                           batch_size=20, progress=progress)
         )  # fmt: skip
     return pd.concat(tables, ignore_index=True)
 

@@ -98,12 +98,15 @@ def _cnn() -> Detector:
 
 
 def _nearest() -> Detector:
-    from transformers import CLIPModel
+    from probe import compat
 
     settings, tensors, sha = _read("emoji_nearest")
     labels = settings["labels"]
     folder = emoji_dir() / "judge_clip"
-    model = CLIPModel.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32).eval()
+    with compat.quiet_libraries():
+        from transformers import CLIPModel
+
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True).float().eval()
     renders = F.normalize(tensors["features"].float(), dim=-1)
     # (render, family): the label of each render in each family, -1 where it has none
     columns = tensors["columns"].long()

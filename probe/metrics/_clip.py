@@ -75,11 +75,14 @@ class ClipScore:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            from transformers import CLIPModel, CLIPTokenizer
+            from probe import compat
 
             try:
-                model = CLIPModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
-                tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+                with compat.quiet_libraries():
+                    from transformers import CLIPModel, CLIPTokenizer
+
+                    model = CLIPModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
+                    tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
             except (OSError, ValueError) as error:
                 raise BadInput("the CLIP model cannot be loaded", given=str(self.folder), fix=str(error)) from error
             tokenizer.model_max_length = model.config.text_config.max_position_embeddings
