@@ -48,7 +48,8 @@ def demo(
         "target: prompts that name the concept; neighbours: its nearest kin; "
         "others: preserve_test, never used to choose settings.\n"
         "Rates are shares of images in which the judge sees what was asked for, with 95 % intervals; "
-        "broken: it sees nothing.",
+        "broken: it sees nothing;\n"
+        "content kept: it still sees the style that was asked for.",
         paths,
         "\n".join(f"{'ok  ' if c['held'] else 'MISS'}  {c['claim']}: {c['value']}" for c in checks),
     )
@@ -69,8 +70,9 @@ def summary(table: pd.DataFrame, densities: dict[str, float]) -> pd.DataFrame:
         for split, title in SPLITS.items():
             rate = own[(own["split"] == split) & (own["metric"] == "rate")]
             row[title] = _change(rate.iloc[0]) if len(rate) else "-"
-        broken = own[(own["split"] == "explicit") & (own["metric"] == "broken")].iloc[0]
-        row["broken"] = f"{broken['original']:.2f} -> {broken['value']:.2f}"
+        for metric in ("broken", "content_kept"):
+            cell = own[(own["split"] == "explicit") & (own["metric"] == metric)].iloc[0]
+            row[metric.replace("_", " ")] = f"{cell['original']:.2f} -> {cell['value']:.2f}"
         rows.append(row)
     return pd.DataFrame(rows)
 
