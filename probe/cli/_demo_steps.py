@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from probe.protocols import Progress
 
-#: Chosen on tuning prompts by benchmarks/claims/concept_prune_sweep.py; tables report on other prompts and seeds.
+#: Provisional: benchmarks/claims/concept_prune_sweep.py chooses them, on tuning prompts of the trained model.
 SETTINGS: dict[str, Any] = {"skill_ratio": 0.15, "window": (999, 501), "branches": "cond"}
 
 #: What each split of the table is called there, in order.
