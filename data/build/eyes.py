@@ -3,7 +3,7 @@
     python -m data.build.eyes draw     # pictures and numbered sheets under runs/eyes
     python -m data.build.eyes score    # runs/eyes/labels.txt ("<number> <object>" a line) -> eye_labels.csv
 
-Two thirds come from the model as it is, one third from randomly and purposely pruned ones, in random order. Labels are the
+Two thirds come from the model as it is, one third from pruned ones, in random order. Labels are the
 judges' object names; ``none`` where nothing can be named.
 """
 
