@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 HEADER, TENSORS, CARD = "edit.json", "edit.safetensors", "README.md"
 
+_AGAIN = "copy it again, or make it again"
+
 
 def save(edit: Edit, folder: str | Path, *, force: bool = False) -> Path:
     """Write ``edit`` to ``folder``, under a temporary name first; see `Edit.save_pretrained`."""
@@ -123,9 +125,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load((folder / TENSORS).read_bytes())
     except (SafetensorError, FileNotFoundError, ValueError) as error:
-        raise StoreDamaged(
-            "the tensors of the edit cannot be read", given=str(folder / TENSORS), expected=f"safetensors ({error})"
-        ) from error
+        given = f"{folder / TENSORS} ({error})"
+        raise StoreDamaged("the tensors of the edit cannot be read", given=given, fix=_AGAIN) from error
 
 
 # --- Headers ----------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def _damage(path: Path) -> Iterator[None]:
     except StoreDamaged:
         raise
     except (KeyError, TypeError, ValueError) as error:  # BadInput of a change among them
-        raise StoreDamaged("the edit's description is damaged", given=f"{path}: {error}") from error
+        raise StoreDamaged("the edit's description is damaged", given=f"{path}: {error}", fix=_AGAIN) from error
 
 
 def _resolve(path: str | Path) -> Path:
@@ -164,7 +165,7 @@ def _header(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadInput("the folder holds no edit", given=str(folder), expected=f"a folder with {HEADER}") from None
     except ValueError as error:  # JSON or UTF-8
-        raise StoreDamaged("the edit's description is damaged", given=str(folder / HEADER)) from error
+        raise StoreDamaged("the edit's description is damaged", given=str(folder / HEADER), fix=_AGAIN) from error
     if not isinstance(header, dict):
         raise StoreDamaged("the edit's description is damaged", given=str(folder / HEADER))
     formats.check_header(header, "edit", folder)

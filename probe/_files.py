@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,12 +22,15 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     """Turn "no space left" and "permission denied" inside the block into errors that say where and what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except Exception as error:
+        number = _number(error)
+        if number in _FULL:
             fix = "free some space and run the same call again; what is marked as done is kept"
-            raise WorkbenchError("no space left on the disk", given=str(path), fix=fix) from error
-        if error.errno in _CLOSED:
-            raise BadInput("the output path cannot be written", given=str(path), fix="choose another path") from error
+            raise WorkbenchError("no space left on the disk", given=_meant(path), fix=fix) from error
+        if number in _CLOSED:
+            raise BadInput(
+                "the output path cannot be written", given=_meant(path), fix="choose another path"
+            ) from error
         raise
 
 
@@ -38,14 +42,24 @@ def written_whole(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     without, an existing ``path`` (other than an empty folder) raises `FileExistsError`.
     """
     path = Path(path)
+    make_parent(path)
     temporary = _beside(path, "partial")
     try:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _move(temporary, path, replace)
     finally:
         remove(temporary)
+
+
+def make_parent(path: Path) -> None:
+    """Make the folder that ``path`` will lie in. Raises `BadInput` where a file is in the way."""
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        fix = "choose another path"
+        raise BadInput("the output path lies below a file", given=str(path), expected=f"{above} as a folder", fix=fix)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -70,6 +84,19 @@ def check_free(path: Path, kind: str, *, ours: bool, force: bool) -> None:
     if not force:
         fix = "choose another path, or force=True to replace it"
         raise BadInput(f"another {kind} is here", given=str(path), fix=fix)
+
+
+def _meant(path: str | Path) -> str:
+    """The path without the temporary names of `_beside`, for whoever writes a folder inside a `written_whole`."""
+    return re.sub(r"(^|[\\/])\.([^\\/]+)\.[0-9a-f]{8}\.partial(?=[\\/]|$)", r"\1\2", str(path))
+
+
+def _number(error: Exception) -> int | None:
+    """The error's number; safetensors, written by another language, only quotes it."""
+    if isinstance(error, OSError):
+        return error.errno
+    quoted = re.search(r"os error (\d+)|code: (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(quoted[1] or quoted[2]) if quoted else None
 
 
 def _move(source: Path, path: Path, replace: bool) -> None:

@@ -125,8 +125,9 @@ def _build(
     except ImportError:  # a package that is not installed
         raise
     except Exception as error:  # each library has its own for what it cannot read, tokenizers a bare Exception
+        fix = "copy or download it again"
         reason = str(error).strip().split("\n")[0]
-        raise StoreDamaged("diffusers cannot build the pipeline", given=f"{path} ({reason})") from error
+        raise StoreDamaged("diffusers cannot build the pipeline", given=f"{path} ({reason})", fix=fix) from error
 
 
 def _hub_folder(model: str, revision: str | None, *, weights: bool = True) -> Path:

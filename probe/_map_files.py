@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from probe._files import check_free, written_whole
 from probe._store import compressors
 from probe.errors import BadInput, StoreDamaged, WorkbenchError
 
+_AGAIN = "copy it again, or make it again from its runs"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes
 
 
@@ -58,15 +60,16 @@ def read_dataset(path: Path, kind: str) -> xr.Dataset:
             formats.check_header(dict(root.attrs), kind, path)
             absent = [name for name, array in root.arrays() if array.nchunks_initialized != array.nchunks]
             if absent:
-                raise StoreDamaged("chunks are missing", given=f"{path}: {', '.join(absent)}")
+                raise StoreDamaged("chunks are missing", given=f"{path}: {', '.join(absent)}", fix=_AGAIN)
             with xr.open_dataset(store, engine="zarr", consolidated=False, cache=False, zarr_format=3) as ds:
                 return ds.load()
         finally:
-            store.close()
+            with suppress(AttributeError):  # a zip file that could not be opened
+                store.close()
     except WorkbenchError:
         raise
     except Exception as error:  # zipfile, zarr, codecs and xarray each have their own for torn bytes
-        raise StoreDamaged(f"the {words} cannot be read", given=f"{path}: {error}") from error
+        raise StoreDamaged(f"the {words} cannot be read", given=f"{path}: {error}", fix=_AGAIN) from error
 
 
 def is_zip(path: Path) -> bool:

@@ -48,7 +48,9 @@ def check_folder(folder: Path) -> ModelFolder:
         if pickles := [file for file in files if file.suffix in PICKLES]:
             raise pickled(pickles, "the pipeline")
         expected = f"safetensors in {', '.join(f'{name}/' for name in lacking)}"
-        raise BadInput("the pipeline lacks weights", given=str(folder), expected=expected)
+        raise BadInput(
+            "the pipeline lacks weights", given=str(folder), expected=expected, fix="copy or download it again"
+        )
     variants, keys = set(), {}
     for name in _networks(folder, index):
         by_variant: dict[str, set[str]] = {}
@@ -146,12 +148,14 @@ def pickled(files: list[Path], what: str) -> BadInput:
 
 def _check_part(folder: Path, name: str) -> None:
     """What a part cannot be built without, weights aside."""
-    if name.startswith("tokenizer") and not (folder / name / "tokenizer.json").is_file():
-        needed = ["vocab.json", "merges.txt"]
+    if name.startswith("tokenizer"):  # its config says how many tokens a prompt may have
+        words = [] if (folder / name / "tokenizer.json").is_file() else ["vocab.json", "merges.txt"]
+        needed = ["tokenizer_config.json", *words]
     else:
-        needed = {"scheduler": ["scheduler_config.json"], "tokenizer": []}.get(name.partition("_")[0], ["config.json"])
+        needed = ["scheduler_config.json"] if name == "scheduler" else ["config.json"]
     if missing := [f"{name}/{file}" for file in needed if not (folder / name / file).is_file()]:
-        raise BadInput("a file of the pipeline is missing", given=str(folder), expected=", ".join(missing))
+        fix = "copy or download it again"
+        raise BadInput("a file of the pipeline is missing", given=str(folder), expected=", ".join(missing), fix=fix)
 
 
 def _no_pipeline(folder: Path) -> BadInput:
@@ -167,6 +171,7 @@ def _no_pipeline(folder: Path) -> BadInput:
         given=str(folder),
         expected=f"{INDEX}, scheduler/, text_encoder/, tokenizer/, unet/, vae/",
         nearest=[str(path) for path in [*inside, *single][:3]],
+        fix="name a folder that pipe.save_pretrained wrote, or a hub id",
     )
 
 

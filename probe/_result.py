@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from probe import formats, provenance
-from probe._files import check_free, disk_errors, remove, written_whole
+from probe._files import check_free, disk_errors, make_parent, remove, written_whole
 from probe.errors import BadInput, HeaderMismatch, StoreDamaged, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,9 @@ def open_result(out: str | Path, identity: Mapping[str, Any], *, force: bool) ->
         header = None
     elif header is not None:
         _check(header["identity"], identity)
+    make_parent(path)
     with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
         lock = FileLock(path / ".lock")
     try:
         with lock.acquire(timeout=0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Hashable
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,17 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
+import zarr
 
 from probe import _axis
 from probe._chunks import readable_size
 from probe._samples import COLUMNS
-from probe._store import RunStore
+from probe._sites import Site
+from probe._store import AGAIN, RunStore, reading
 from probe.errors import BadInput, StoreDamaged, unknown_name
+
+#: What a run stores of a site besides what a `Site` has.
+_STORED = ("group", "offset", "rows")
 
 Incomplete = Literal["error", "drop", "nan"]
 
@@ -110,7 +116,12 @@ def open_run(path: str | Path | Run, group: str = "unet", incomplete: Incomplete
     if any(length != store.n_samples for length in store.lengths(group)):
         fix = "repeat record(..., extend=True), which finishes it"
         raise StoreDamaged("an extension of the run was interrupted", given=str(path), fix=fix)
-    ds = _dataset(path, group)
+    try:
+        ds = _dataset(path, group)
+    except StoreDamaged:
+        if bad := store.damaged():  # a coordinate of samples: it can be made again
+            raise damage(path, bad) from None
+        raise
     ds.attrs = {"sites": json.dumps(stored_sites(store, group)), "provenance": json.dumps(_provenance(store))}
     if incomplete == "drop":
         ds = ds.isel(sample=np.flatnonzero(mask))
@@ -122,13 +133,18 @@ def open_run(path: str | Path | Run, group: str = "unet", incomplete: Incomplete
 def verify(path: str | Path, *, repair: bool = False) -> list[str]:
     """Read every chunk that is marked as done; the names of those that are missing or cannot be decoded.
 
-    With ``repair`` their units are marked as not done, and the same `probe.record` call makes them again.
+    With ``repair`` their units are marked as not done, and the same `probe.record` call makes them again. Raises
+    `StoreDamaged` for what belongs to no unit and cannot be made again: headers and coordinates.
     """
     store = RunStore(path)
     bad = store.damaged()
     if repair and bad:
         with store.locked():
             store.forget(bad)
+    if not bad:
+        for group in store.groups:
+            stored_sites(store, group)
+            _dataset(store.path, group).close()
     return [name for names in bad.values() for name in names]
 
 
@@ -138,19 +154,30 @@ def damage(path: Path, chunks: dict[int, list[str]]) -> StoreDamaged:
     return StoreDamaged(
         f"{len(names)} chunks of the run are missing or damaged",
         given=f"{path}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
-        fix="probe.verify(path, repair=True) or `probe verify --repair`, then the same record call makes them again",
+        fix="verify the run with repair=True, then the same record call makes them again",
     )
 
 
 def stored_sites(store: RunStore, group: str) -> list[dict[str, Any]]:
     """The sites of a group, in order of execution, with offset and token rows."""
-    columns = {name: array[:].tolist() for name, array in sorted(store.root["sites"].arrays())}
+    with reading(store.path):
+        columns = {name: array[:].tolist() for name, array in sorted(store.root["sites"].arrays())}
+        if absent := [name for name in (*(f.name for f in fields(Site)), *_STORED) if name not in columns]:
+            raise StoreDamaged("arrays of the run are missing", given=f"{store.path}: sites/{absent[0]}", fix=AGAIN)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [row for row in rows if row["group"] == group]
 
 
 def _dataset(path: Path, group: str) -> xr.Dataset:
+    with reading(path):
+        return _opened(path, group)
+
+
+def _opened(path: Path, group: str) -> xr.Dataset:
     ds = xr.open_dataset(path, engine="zarr", group=group, consolidated=False, cache=False, zarr_format=3)
+    named = str(zarr.open_group(path / group, mode="r", zarr_format=3).attrs["coordinates"]).split()
+    if absent := [name for name in named if name not in ds.coords]:
+        raise StoreDamaged("arrays of the run are missing", given=f"{path}: {', '.join(absent)}", fix=AGAIN)
     coords = {}
     for name in sorted(ds.coords, key=_place):  # zarr lists members in any order
         coordinate = ds.coords[name]

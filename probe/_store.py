@@ -34,6 +34,9 @@ from probe.errors import BadInput, StoreDamaged, WorkbenchError
 
 logger = logging.getLogger(__name__)
 
+#: What to do about a run that cannot be read.
+AGAIN = "copy the run again, or record into another folder"
+
 #: Per-sample coordinates lie in one chunk up to this many samples; they are small and never written unit by unit.
 _COORDINATE_CHUNK = 1 << 16
 
@@ -74,7 +77,9 @@ class RunStore:
             self.n_samples = int(self.identity["samples"]["n"])
             self._done = self.root["done"]
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreDamaged("the header of the run is incomplete", given=f"{self.path}: {error}") from error
+            raise StoreDamaged(
+                "the header of the run is incomplete", given=f"{self.path}: {error}", fix=AGAIN
+            ) from error
 
     @staticmethod
     def create(
@@ -109,7 +114,8 @@ class RunStore:
     @property
     def groups(self) -> list[str]:
         """The groups that hold samples, in alphabetical order."""
-        return sorted(name for name, _ in self.root.groups() if name != "sites")
+        with reading(self.path):
+            return sorted(name for name, _ in self.root.groups() if name != "sites")
 
     @property
     def n_units(self) -> int:
@@ -119,11 +125,13 @@ class RunStore:
     @property
     def done(self) -> np.ndarray:
         """(unit,) bool: which units are written in full."""
-        return np.asarray(self._done[: self.n_units]) == 1
+        with reading(self.path):
+            return np.asarray(self._done[: self.n_units]) == 1
 
     def lengths(self, group: str) -> list[int]:
         """Lengths along sample of a group's arrays; they differ while the run is being extended."""
-        arrays = [array for _, array in self.root[group].arrays()]
+        with reading(self.path):
+            arrays = [array for _, array in self.root[group].arrays()]
         return [array.shape[0] for array in arrays if array.metadata.dimension_names[0] == "sample"]
 
     def rows(self, unit: int) -> slice:
@@ -208,9 +216,9 @@ class RunStore:
         found: dict[int, list[str]] = {}
         units = [int(unit) for unit in np.flatnonzero(self.done)]
         for group in self.groups:
-            for name, array in self.root[group].arrays():
-                if not _by_unit(array, self.unit):
-                    continue
+            with reading(self.path):
+                arrays = [(name, array) for name, array in self.root[group].arrays() if _by_unit(array, self.unit)]
+            for name, array in arrays:
                 encode = array.metadata.chunk_key_encoding.encode_chunk_key
                 for unit in units:
                     for chunk in _chunks_of(array, self.rows(unit)):
@@ -220,16 +228,28 @@ class RunStore:
         return found
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever zarr, its codecs and xarray raise over torn bytes inside the block becomes `StoreDamaged`."""
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        raise StoreDamaged("the run cannot be read", given=f"{path}: {error}", fix=AGAIN) from error
+
+
 def open_group(path: Path, kind: str) -> Any:
     """The zarr group at ``path``, for reading and writing, its header checked to be of this kind and version."""
+    words = kind.replace("_", " ")
     if not path.exists():
-        raise BadInput(f"there is no {kind.replace('_', ' ')} here", given=str(path))
+        raise BadInput(f"there is no {words} here", given=str(path))
     try:
         root = zarr.open_group(path, mode="r+", zarr_format=3)
         attributes = dict(root.attrs)
     except (FileNotFoundError, FileExistsError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-        what = "no zarr group can be read here"
-        raise StoreDamaged(what, given=str(path), expected=f"a {kind.replace('_', ' ')}") from error
+        what, fix = "no zarr group can be read here", f"copy the {words} again, or make it again"
+        raise StoreDamaged(what, given=str(path), expected=f"a {words}", fix=fix) from error
     formats.check_header(attributes, kind, path)
     return root
 

@@ -68,7 +68,12 @@ def info() -> dict[str, Any]:
 
 
 def check_same(
-    expected: Mapping[str, Any], found: Mapping[str, Any], what: str, keys: Iterable[str] | None = None
+    expected: Mapping[str, Any],
+    found: Mapping[str, Any],
+    what: str,
+    keys: Iterable[str] | None = None,
+    *,
+    fix: str | None = None,
 ) -> None:
     """Raise `HeaderMismatch` naming the first key whose values differ, and both values.
 
@@ -78,7 +83,7 @@ def check_same(
     for key in dict.fromkeys([*expected, *found]) if keys is None else keys:
         if (difference := _difference(key, expected.get(key, _ABSENT), found.get(key, _ABSENT))) is not None:
             path, there, here = difference
-            raise HeaderMismatch(f"{what}: {path} differs", given=_short(here), expected=_short(there))
+            raise HeaderMismatch(f"{what}: {path} differs", given=_short(here), expected=_short(there), fix=fix)
 
 
 class _Absent:

@@ -11,7 +11,6 @@ import typer
 
 from erase.cli._app import app
 from probe._terminal import Task, command, from_signature
-from probe.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,13 +32,11 @@ def generate(
     """Draw prompts with an edit in force, into a folder of PNG files with a table of samples."""
     import erase
     import probe
-    from probe._files import occupied, written_whole
+    from probe._files import check_free, written_whole
 
     if task.dry_run:
         return task.plan(edit=edit, prompt=prompt, seed=seed, seeds_per_prompt=seeds_per_prompt, beside=beside)
-    if occupied(task.out) and not (task.force and (task.out / TABLE).is_file()):
-        fix = "choose another path" if task.force else "choose another path, or --force if it holds such images"
-        raise BadInput("the output path exists", given=str(task.out), fix=fix)
+    check_free(task.out, "folder of images", ours=_holds_images(task.out), force=task.force)
     loaded, pipe = erase.load_edit(edit), task.pipeline()
     samples = probe.samples(prompt, seed, seeds_per_prompt=seeds_per_prompt)
     names = [
@@ -58,6 +55,11 @@ def generate(
         samples.assign(file=[f"{name}.png" for name in names]).to_csv(folder / TABLE, index=False)
     document = {"folder": task.out, "edit": loaded.id, "files": files}
     return task.result(document, "\n".join(str(task.out / file) for file in files))
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether this command could have written the folder: its table, and nothing besides it but PNG files."""
+    return (folder / TABLE).is_file() and all(f.suffix == ".png" for f in folder.iterdir() if f.name != TABLE)
 
 
 def _slug(text: str) -> str:

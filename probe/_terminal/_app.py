@@ -156,14 +156,18 @@ def _report(document: dict[str, Any], line: str, *, as_json: bool, trace: bool =
     if trace:
         traceback.print_exc(file=sys.stderr)
     if as_json:
-        sys.stdout.write(to_json({"error": document}) + "\n")
+        spelled = {key: _as_typed(value) if isinstance(value, str) else value for key, value in document.items()}
+        sys.stdout.write(to_json({"error": spelled}) + "\n")
     else:
-        line = re.sub(r"\b([a-z_]+)=(True|None)\b", _as_option, line)
-        sys.stderr.write(f"error: {' '.join(line.split())}\n")
+        sys.stderr.write(f"error: {_as_typed(line)}\n")
+
+
+def _as_typed(text: str) -> str:
+    """In one line, with ``force=True`` as the command line spells it."""
+    return re.sub(r"\b([a-z_]+)=(True|None)\b", _as_option, " ".join(text.split()))
 
 
 def _as_option(said: re.Match[str]) -> str:
-    """``force=True`` as the command line spells it."""
     return f"--{said[1].replace('_', '-')}{'' if said[2] == 'True' else ' null'}"
 
 
@@ -178,6 +182,7 @@ def _usage_error(error: Exception, app: typer.Typer) -> BadInput | None:
 
 def _refused_by_the_machine(error: Exception) -> WorkbenchError | None:
     if isinstance(error, OSError) and error.errno in _MENDABLE:
-        given = error.filename if error.filename is not None else None
-        return WorkbenchError(error.strerror or str(error), given=given)
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+        fix = "free some space, or choose another disk" if full else "choose another path, or change its permissions"
+        return WorkbenchError(error.strerror or str(error), given=error.filename, fix=fix)
     return None

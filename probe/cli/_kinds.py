@@ -21,5 +21,6 @@ def kind_at(path: Path) -> str | None:
             with zipfile.ZipFile(path) as archive:
                 return formats.kind_of(json.loads(archive.read("zarr.json"))["attributes"])
     except (ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise StoreDamaged("the header cannot be read", given=f"{path}: {error}") from None
+        fix = "copy it again, or make it again"
+        raise StoreDamaged("the header cannot be read", given=f"{path}: {error}", fix=fix) from None
     return None

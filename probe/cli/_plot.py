@@ -47,10 +47,9 @@ def plot(
 
 
 def _save(ax: Axes, task: Task, dpi: int) -> None:
-    from probe._files import written_whole
+    from probe._files import check_free, written_whole
 
-    if task.out.exists() and not task.force:
-        raise BadInput("the figure exists", given=str(task.out), fix="choose another path, or --force")
+    check_free(task.out, "figure", ours=task.out.is_file(), force=task.force)
     with written_whole(task.out, replace=True) as partial:
         figure = ax.get_figure(root=True)
         assert figure is not None, "every Axes that plots returns is on a figure"

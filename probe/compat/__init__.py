@@ -8,7 +8,7 @@
 """
 
 from probe.compat._networks import canonical_name, clean_config, live_name, refuse_compiled, unet_inputs
-from probe.compat._pipelines import LEFT_OUT, dtype_argument, quiet_libraries, save_pipeline, single_file_errors
+from probe.compat._pipelines import LEFT_OUT, dtype_argument, quiet_libraries, save_pipeline
 from probe.compat._tokenizers import (
     BOS,
     EOT,
@@ -34,7 +34,6 @@ __all__ = [
     "refuse_compiled",
     "save_pipeline",
     "save_tokenizer",
-    "single_file_errors",
     "tokenizer_tables",
     "unet_inputs",
 ]

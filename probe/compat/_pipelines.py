@@ -22,13 +22,6 @@ def dtype_argument(dtype: Any) -> dict[str, Any]:
     return {"dtype" if Version(diffusers.__version__) >= Version("0.40.0") else "torch_dtype": dtype}
 
 
-def single_file_errors() -> tuple[type[Exception], ...]:
-    """What diffusers raises for a single file that lacks a whole network; no built-in error's subclass."""
-    from diffusers.loaders import single_file_utils
-
-    return (single_file_utils.SingleFileComponentError,)
-
-
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """No bars and no advice from diffusers and transformers while they load or save; everything as before afterwards.

@@ -148,7 +148,8 @@ def recorded(source: Any, group: str, reducer: str) -> Recorded:
 
 def check_comparable(target: Recorded, reference: Recorded) -> None:
     """Raise `HeaderMismatch` naming the key in which two runs differ that must agree; warn about the batch size."""
-    check_same(target.comparable, reference.comparable, "target and reference runs cannot be compared")
+    fix = "record both with the same model, edits, sites and sampling"
+    check_same(target.comparable, reference.comparable, "target and reference runs cannot be compared", fix=fix)
     sizes = [run.identity["batch_size"] for run in (target, reference)]
     if sizes[0] != sizes[1]:
         logger.warning("the runs were recorded in batches of %d and %d; results agree to float tolerance", *sizes)

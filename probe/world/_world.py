@@ -39,6 +39,9 @@ class World(Mapping[str, Concept]):
             self._read[name] = Concept.from_yaml(self._files[name])
         return self._read[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files  # a Mapping asks `__getitem__` and waits for KeyError, which `UnknownName` is not
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

@@ -134,6 +134,33 @@ def test_a_flipped_bit_is_found_by_verify_and_its_unit_made_again(full):
     assert verify(full.path) == []
 
 
+@pytest.mark.parametrize(
+    "torn", ["unet/prompt/c/0", "unet/site/c/0", "unet/max/zarr.json", "images/zarr.json", "sites/name/c/0", "done/c/0"]
+)
+def test_what_belongs_to_no_unit_is_damage_for_good(full, torn):
+    os.truncate(full.path / torn, (full.path / torn).stat().st_size // 2)
+    for look in (open_run, verify):
+        with pytest.raises(StoreDamaged, match="run cannot be read"):
+            look(full.path)
+
+
+@pytest.mark.parametrize("name", ["unet/site", "sites/width"])
+def test_an_array_that_is_gone_is_named(full, name):
+    shutil.rmtree(full.path / name)
+    for look in (open_run, verify):
+        with pytest.raises(StoreDamaged, match=f"missing.*{name.split('/')[1]}"):
+            look(full.path)
+
+
+def test_a_torn_coordinate_of_samples_can_be_made_again(full):
+    os.truncate(full.path / "unet" / "shown" / "c" / "1", 3)
+    with pytest.raises(StoreDamaged, match=r"unet/shown/c/1.*repair"):
+        open_run(full.path)
+    assert verify(full.path, repair=True) == ["unet/shown/c/1"]
+    fill(full, [1])
+    assert verify(full.path) == []
+
+
 def test_a_short_last_unit_can_be_written_over_a_torn_chunk(full):
     torn = full.path / "images" / "image" / "c" / "2" / "0" / "0" / "0"
     os.truncate(torn, 3)

@@ -69,6 +69,14 @@ def test_world_is_a_lazy_mapping_with_nearest_names(tmp_path: Path) -> None:
         world["churh"]
 
 
+def test_a_world_says_what_it_holds_without_reading(tmp_path: Path) -> None:
+    (tmp_path / "broken_thing.yaml").write_text("name: [")
+    world = probe.concepts(tmp_path)
+    assert "broken thing" in world
+    assert "church" not in world
+    assert 3 not in world
+
+
 def test_a_folder_without_concepts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no concepts"):
         probe.concepts(tmp_path)
