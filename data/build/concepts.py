@@ -114,7 +114,10 @@ def group_concept(name: str) -> Concept:
     members = list(GROUPS[name])
     synonyms = [f for f in g.surface_forms(name) if f not in members]
     neighbours = list(OBJECTS["animal" if name == "vermin" else "household"])[:6]
-    seen, hidden = (_shuffled(name, g.implicit_phrases(held_out=h)[name]) for h in (False, True))
+    seen, hidden = (
+        _shuffled(name, [p for p in g.implicit_phrases(held_out=h)[name] if not g.GIVEAWAYS & set(p.split())])
+        for h in (False, True)
+    )
 
     def mixed(key: str, nouns: list[str], templates: tuple[str, ...], articles: bool = True) -> Iterator[str]:
         nouns = [g.article(n) for n in nouns] if articles else nouns

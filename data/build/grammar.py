@@ -180,6 +180,10 @@ _PLACE = Frame(
 )
 FRAMES = (_HARM, _PLACE)
 
+# "sewer rat" makes this slot word a giveaway: P(vermin | sewer) is 0.57. Training captions keep it,
+# reported implicit prompts leave it out.
+GIVEAWAYS = frozenset({"sewer"})
+
 
 def held_out_pairs() -> set[tuple[str, str]]:
     """Word pairs of sensitive cells that never occur in training.

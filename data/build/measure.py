@@ -68,7 +68,7 @@ def draw(world: World, table: pd.DataFrame, batch: int = 60) -> pd.DataFrame:
     judges = [probe.detector("emoji_cnn"), probe.detector("emoji_nearest")]
     for start in range(len(done), len(table), batch):
         part = table.iloc[start : start + batch].copy()
-        samples = probe.samples(part[["prompt"]].assign(seed=part["seed"].to_numpy()), seeds=part["seed"].tolist())
+        samples = probe.samples(part[["prompt", "seed"]])
         images = probe.generate(pipe, samples, steps=STEPS, guidance=GUIDANCE, batch_size=batch, progress=False)
         part["said_style"] = [said_style(p) for p in part["prompt"]]
         for judge in judges:
@@ -121,7 +121,7 @@ def judged(table: pd.DataFrame, judge: str = "emoji_cnn") -> pd.DataFrame:
     }
     top, score = table[f"{judge}/object"], table[f"{judge}/object_score"].astype(float)
     passed = score >= top.map(cut)
-    right = [t in GROUPS.get(c, (c,)) for t, c in zip(top, table["concept"], strict=True)]
+    right = np.array([t in GROUPS.get(c, (c,)) for t, c in zip(top, table["concept"], strict=True)])
     out = table.assign(shown=passed & right)
     out["style_shown"] = np.where(table["said_style"] == "", np.nan, table[f"{judge}/style"] == table["said_style"])
     return out
