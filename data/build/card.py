@@ -94,7 +94,7 @@ def write_card(world: World, rows: pd.DataFrame) -> None:
     man = {p: gender[gender["concept"] == p]["emoji_cnn/gender"] == "man" for p in PROFESSIONS}
     shares = [(p, in_training, rate(man[p])) for p, (_, in_training) in PROFESSIONS.items()]
     agree = (rows["emoji_cnn/object"] == rows["emoji_nearest/object"]).astype(float)
-    eyes = eye_accuracy() if EYES.exists() else {"emoji_cnn": "not measured", "emoji_nearest": "not measured"}
+    eyes = by_eye() if EYES.exists() else dict.fromkeys(("emoji_cnn", "emoji_nearest", "agreement"), "not measured")
     pipe = probe.load("emoji")
     cosine = eot_cosine(pipe, [world[n].test["explicit"][0] for n in world])
     lists = world.lists
@@ -153,14 +153,17 @@ Mean cosine of the first EoT with the later ones: {cosine:.3f}.
 ## Judges
 
 Agreement of `emoji_cnn` and `emoji_nearest` on the top object of these pictures: {rate(agree)}. Accuracy on pictures labelled by
-eye: `emoji_cnn` {eyes["emoji_cnn"]}, `emoji_nearest` {eyes["emoji_nearest"]}.
+eye: `emoji_cnn` {eyes["emoji_cnn"]}, `emoji_nearest` {eyes["emoji_nearest"]}; agreement on the edited ones among them:
+{eyes["agreement"]}.
 """)  # noqa: E501 - lines as they stand in the card
 
 
-def eye_accuracy() -> dict[str, str]:
-    """Per judge: share of eye-labelled pictures whose top object is the eye's."""
+def by_eye() -> dict[str, str]:
+    """On eye-labelled pictures: each judge's share of right top objects; the judges' agreement on edited pictures."""
     rows = pd.read_csv(EYES, keep_default_na=False)
-    return {j: rate((rows[j] == rows["eye"]).astype(float)) for j in ("emoji_cnn", "emoji_nearest")}
+    edited = rows[rows["source"] == "edited"]
+    right = {j: rate((rows[j] == rows["eye"]).astype(float)) for j in ("emoji_cnn", "emoji_nearest")}
+    return right | {"agreement": rate((edited["emoji_cnn"] == edited["emoji_nearest"]).astype(float))}
 
 
 def main() -> None:
