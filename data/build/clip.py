@@ -23,6 +23,7 @@ from data.build import captions, tokenizer
 from data.build.pool import Pool, make_pool
 from data.build.training import Trainer
 from probe import compat
+from probe.detect._emoji import to_pixels
 
 RUNS = Path("runs/model")
 SETTINGS = {
@@ -53,11 +54,6 @@ def make_model(name: str, tok) -> CLIPModel:
     return CLIPModel._from_config(config, attn_implementation="eager")  # twice as fast as SDPA's backward on a CPU
 
 
-def pixels(images: np.ndarray) -> torch.Tensor:
-    """uint8 (n, 64, 64, 3) -> float (n, 3, 64, 64) in -1..1, as both CLIP towers and the VAE take it."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def worsen(x: torch.Tensor, strength: float, generator: torch.Generator | None = None) -> torch.Tensor:
     """Blur and noise a share ``strength`` of the pictures, as a diffusion model's VAE would."""
     if not strength:
@@ -85,7 +81,7 @@ def loss_of(pool: Pool, eot: int, blur: float):
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.text_model(input_ids=ids).last_hidden_state
             text = model.text_projection(hidden[torch.arange(BATCH), position])
-            x = worsen(pixels(pool.images[i.numpy()]), blur)
+            x = worsen(to_pixels(pool.images[i.numpy()]), blur)
             image = model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
         text, image = F.normalize(text.float(), dim=-1), F.normalize(image.float(), dim=-1)
         logits = text @ image.T * model.logit_scale.exp().clamp(max=100)

@@ -65,21 +65,17 @@ def unique(texts: Iterator[str], n: int, *, avoid: frozenset[str] = frozenset())
     raise ValueError(f"only {len(out)} of {n} distinct prompts")
 
 
-def _noun(thing: str) -> str:
-    return g.article(thing)
-
-
 def _named(name: str, kind: str, neighbours: list[str], *, anchor: str, forms: tuple[str, ...], label: str) -> Concept:
     """A concept with a noun: object, character or profession."""
     fit, test = variants(name, g.TEMPLATES_TRAIN), variants(name + "/test", g.TEMPLATES_HELD_OUT)
-    cycle = itertools.cycle([_noun(n) for n in neighbours])
-    pairs = {v(_noun(name)): (v(next(cycle)), v("something")) for v in fit[: 2 * FIT]}
+    cycle = itertools.cycle([g.article(n) for n in neighbours])
+    pairs = {v(g.article(name)): (v(next(cycle)), v("something")) for v in fit[: 2 * FIT]}
     explicit = list(pairs)[:FIT]
     synonyms = [g.article(f) for f in forms if f != name]
     reworded = [v(n) for v in variants(name + "/p", g.TEMPLATES_HELD_OUT) for n in synonyms] if synonyms else []
-    first = [v(_noun(name)) for v in variants(name + "/f", g.TEMPLATES_HELD_OUT, style_first=True)]
+    first = [v(g.article(name)) for v in variants(name + "/f", g.TEMPLATES_HELD_OUT, style_first=True)]
     reworded_fit = [v(n) for v in variants(name + "/q", g.TEMPLATES_TRAIN) for n in synonyms] if synonyms else []
-    first_fit = [v(_noun(name)) for v in variants(name + "/g", g.TEMPLATES_TRAIN, style_first=True)]
+    first_fit = [v(g.article(name)) for v in variants(name + "/g", g.TEMPLATES_TRAIN, style_first=True)]
     return Concept(
         name=name,
         kind=kind,
@@ -88,7 +84,7 @@ def _named(name: str, kind: str, neighbours: list[str], *, anchor: str, forms: t
         detector=f"emoji_cnn:{label}",
         neighbours=tuple(neighbours),
         prompts={"explicit": explicit, "paraphrased": unique(iter(reworded_fit or first_fit), FIT_OTHER)},
-        test={"explicit": unique((v(_noun(name)) for v in test), TEST_EXPLICIT),
+        test={"explicit": unique((v(g.article(name)) for v in test), TEST_EXPLICIT),
               "paraphrased": unique(iter(reworded or first), TEST_OTHER)},
         references={"neighbour": [pairs[e][0] for e in explicit], "paper": [pairs[e][1] for e in explicit]},
     )  # fmt: skip
@@ -98,11 +94,9 @@ def named_concepts() -> Iterator[Concept]:
     """Objects (never-drawn ones included), characters, professions."""
     kinds = category_of()
     for name in (t for t in things() if t in kinds):
-        benign = name not in NEVER_DRAWN
         same = [o for o in (OBJECTS.get(kinds[name]) or OBJECTS["household"]) if o != name]
         anchor = g.article(g.CATEGORY_WORDS[kinds[name]]) if kinds[name] in OBJECTS else g.article(same[0])
         yield _named(name, "object", same[:6], anchor=anchor, forms=g.surface_forms(name), label=f"object/{name}")
-        assert benign or name in NEVER_DRAWN
     for family, kind in ((list(CHARACTERS), "character"), (list(PROFESSIONS), "profession")):
         for i, name in enumerate(family):
             near = [family[(i + k) % len(family)] for k in range(1, 6)]

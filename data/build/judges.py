@@ -20,12 +20,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from data.build.captions import Example, all_labels, things
-from data.build.clip import RUNS, pixels, worsen
+from data.build.clip import RUNS, worsen
 from data.build.grammar import BACKGROUNDS
 from data.build.pictures import draw
 from data.build.training import Trainer
 from data.build.words import PROFESSIONS, STYLES
-from probe.detect._emoji import JudgeCNN, families
+from probe.detect._emoji import JudgeCNN, families, to_pixels
 
 FOLDER = Path("data/emoji/judges")
 WIDTHS, BATCH, ITERATIONS = (32, 64, 128, 160), 96, 2400
@@ -68,7 +68,7 @@ def render_pool(n: int, seed: int) -> tuple[np.ndarray, torch.Tensor]:
 def round_trip(images: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
     """Pictures as the autoencoder gives them back: what a perfect generator would show."""
     out = [
-        vae.decode(vae.encode(pixels(images[i : i + 64])).latent_dist.mean).sample for i in range(0, len(images), 64)
+        vae.decode(vae.encode(to_pixels(images[i : i + 64])).latent_dist.mean).sample for i in range(0, len(images), 64)
     ]
     return to_uint8(torch.cat(out))
 
@@ -102,18 +102,18 @@ def train_cnn() -> None:
     soft = round_trip(images[: 620 * 10], vae)
     images, targets = np.concatenate([images, soft]), torch.cat([targets, targets[: len(soft)]])
     generated = load_file(NONE_FILE)["images"].numpy() if NONE_FILE.exists() else np.empty((0, 64, 64, 3), np.uint8)
-    none = things().__len__()
+    none = len(things())
 
     def loss(net: JudgeCNN, iteration: int) -> torch.Tensor:
         i = torch.randint(len(images), (BATCH,))
-        x, y = pixels(images[i.numpy()]), targets[i].clone()
+        x, y = to_pixels(images[i.numpy()]), targets[i].clone()
         shift = torch.randint(-3, 4, (2,)).tolist()
         x = worsen(torch.roll(x, shift, (2, 3)), 0.6)
         bad = torch.rand(BATCH) < 0.12
         x = torch.where(bad.view(-1, 1, 1, 1), spoil(x), x)
         if len(generated):
             j = torch.randint(len(generated), (BATCH // 12,))
-            x[-len(j) :], bad[-len(j) :] = pixels(generated[j.numpy()]), True
+            x[-len(j) :], bad[-len(j) :] = to_pixels(generated[j.numpy()]), True
         y[bad, 0], y[bad, 1:] = none, -1
         with torch.autocast("cpu", torch.bfloat16):
             out = net(x)
@@ -141,14 +141,14 @@ def make_nearest() -> None:
 
     @torch.no_grad()
     def embed(images: np.ndarray) -> torch.Tensor:
-        towers = (model.vision_model(pixel_values=pixels(images[i : i + 256])) for i in range(0, len(images), 256))
+        towers = (model.vision_model(pixel_values=to_pixels(images[i : i + 256])) for i in range(0, len(images), 256))
         return torch.cat([model.visual_projection(tower.pooler_output) for tower in towers])
 
     vae = AutoencoderKL.from_pretrained(RUNS / "vae").eval()
     images, targets = render_pool(620 * 4, 9)
     images, targets = np.concatenate([images, round_trip(images, vae)]), torch.cat([targets, targets])
     features = F.normalize(embed(images), dim=-1)
-    bad = to_uint8(spoil(pixels(images[: 620 * 2])))
+    bad = to_uint8(spoil(to_pixels(images[: 620 * 2])))
     if NONE_FILE.exists():
         bad = np.concatenate([bad, load_file(NONE_FILE)["images"].numpy()])
     off = embed(bad)

@@ -48,11 +48,11 @@ def draw(example: Example, rng: np.random.Generator) -> np.ndarray:
     canvas[:] = np.asarray(BACKGROUNDS[example.background], np.float32) / 255
     if example.second is None:
         size = SCALES[rng.integers(len(SCALES))]
-        boxes = [(example.label, size, 0, 0, SIZE)]
+        boxes = [(example.label, size, 0, SIZE)]
     else:
         size = PAIR_SCALES[rng.integers(len(PAIR_SCALES))]
-        boxes = [(example.label, size, 0, 0, SIZE // 2), (example.second, size, SIZE // 2, SIZE // 2, SIZE // 2)]
-    for label, size, left, _, width in boxes:
+        boxes = [(example.label, size, 0, SIZE // 2), (example.second, size, SIZE // 2, SIZE // 2)]
+    for label, size, left, width in boxes:
         free_y, free_x = SIZE - size, width - size
         y = int(np.clip(free_y // 2 + rng.integers(-SHIFT, SHIFT + 1), 0, free_y))
         x = int(np.clip(free_x // 2 + rng.integers(-SHIFT, SHIFT + 1), 0, free_x))

@@ -39,7 +39,7 @@ class Pool:
         )
 
 
-def make_pool(n: int, seed: int, tokenizer, *, drawn_only: bool, images: bool = True) -> Pool:
+def make_pool(n: int, seed: int, tokenizer, *, drawn_only: bool) -> Pool:
     """``n`` examples that fit the encoder's positions."""
     rng = np.random.default_rng(seed)
     examples: list[c.Example] = []
@@ -55,7 +55,7 @@ def make_pool(n: int, seed: int, tokenizer, *, drawn_only: bool, images: bool = 
     ids = tokenizer([e.text for e in examples], padding="max_length", max_length=tokenizer.model_max_length).input_ids
     return Pool(
         examples,
-        np.stack([draw(e, rng) for e in examples]) if images else np.empty((0, 64, 64, 3), np.uint8),
+        np.stack([draw(e, rng) for e in examples]),
         torch.tensor(ids),
         allowed,
         torch.tensor([labels[e.label] for e in examples]),

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from data.build.captions import things
-
 MERGES = 460
 MAX_LENGTH = 32
 
@@ -22,12 +20,5 @@ def learn_merges(texts: Iterable[str], n: int = MERGES) -> list[tuple[str, str]]
     # words in proportion to their counts: the trainer counts repetitions, sorted so that ties break the same way
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.train_from_iterator((" ".join([w] * max(1, c // 20)) for w, c in sorted(words.items())), trainer)
-
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in merges][:n]
-
-
-def share_of_split_names(encode) -> float:
-    """Share of concept names that are two or more tokens; ``encode``: text -> ids without BOS and EoT."""
-    names = things()
-    return sum(len(encode(n)) > 1 for n in names) / len(names)

@@ -16,9 +16,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
-from data.build.clip import RUNS, make_tokenizer, pixels
+from data.build.clip import RUNS, make_tokenizer
 from data.build.pool import make_pool
 from data.build.training import Trainer
+from probe.detect._emoji import to_pixels
 
 ITERATIONS, BATCH, EXAMPLES = 30_000, 64, 20_000
 UNCONDITIONAL = 0.1  # share of captions dropped, for classifier-free guidance
@@ -56,7 +57,7 @@ def text_tower() -> CLIPTextModel:
 
 
 @torch.no_grad()
-def cache(threads: int) -> dict[str, torch.Tensor]:
+def cache() -> dict[str, torch.Tensor]:
     """Scaled latents (s, 4, 16, 16), text states (s, 32, 128) of the training pool, fp16; row -1: the empty prompt."""
     path = RUNS / "latents.safetensors"
     if path.exists():
@@ -65,7 +66,7 @@ def cache(threads: int) -> dict[str, torch.Tensor]:
     pool = make_pool(EXAMPLES, 6, tok, drawn_only=True)
     scale = vae.config.scaling_factor
     latents = [
-        vae.encode(pixels(pool.images[i : i + 64])).latent_dist.mean.half() * scale for i in range(0, EXAMPLES, 64)
+        vae.encode(to_pixels(pool.images[i : i + 64])).latent_dist.mean.half() * scale for i in range(0, EXAMPLES, 64)
     ]
     empty = torch.tensor(tok([""], padding="max_length", max_length=32).input_ids)
     ids = torch.cat([pool.ids, empty])
@@ -151,7 +152,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    data = cache(args.threads)
+    data = cache()
     unet = make_unet()
     unet.set_attn_processor(AttnProcessor())  # for attention this small, SDPA's backward costs more on a CPU
     trainer = Trainer("unet", unet, loss_of(data), RUNS, ITERATIONS, lr=args.lr, max_seconds=60 * args.minutes)

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from data.build.clip import RUNS, make_tokenizer, pixels
+from data.build.clip import RUNS, make_tokenizer
 from data.build.pool import make_pool
 from data.build.training import Trainer
+from probe.detect._emoji import to_pixels
 
 BATCH, ITERATIONS = 8, 2000
 
@@ -41,7 +42,7 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def loss_of(images):
     def loss(vae: AutoencoderKL, iteration: int) -> torch.Tensor:
         i = torch.randint(len(images), (BATCH,))
-        x = pixels(images[i.numpy()]).to(memory_format=torch.channels_last)
+        x = to_pixels(images[i.numpy()]).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample
@@ -55,7 +56,7 @@ def loss_of(images):
 
 def psnr(vae: AutoencoderKL, images) -> float:
     """Mean peak signal-to-noise ratio in dB of reconstructed pictures."""
-    x = pixels(images)
+    x = to_pixels(images)
     with torch.no_grad():
         y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
     return float((10 * torch.log10(4 / (y - x).square().mean((1, 2, 3)))).mean())
@@ -64,7 +65,7 @@ def psnr(vae: AutoencoderKL, images) -> float:
 def latent_scale(vae: AutoencoderKL, images) -> float:
     """SD's scaling factor: one over the standard deviation of the latents."""
     with torch.no_grad():
-        return float(1 / vae.encode(pixels(images)).latent_dist.mean.std())
+        return float(1 / vae.encode(to_pixels(images)).latent_dist.mean.std())
 
 
 def main() -> None:
