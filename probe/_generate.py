@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from probe.protocols import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,24 @@ class Call:
     layout: Layout
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of the sampler: told after it, once for every call of the UNet.
+
+    - ``samples``, ``step``, ``timestep``: as in `Call`
+    - ``latents``: x_t as the step found it, before the scheduler scales it for the UNet, (s c y x)
+    - ``guided``: what the scheduler was given: both branches of guidance in one prediction, (s c y x)
+    - ``after``: the latents that the step has made, (s c y x)
+    """
+
+    samples: range
+    step: int
+    timestep: float
+    latents: Tensor
+    guided: Tensor
+    after: Tensor
+
+
 def generate(
     pipe: Any,
     samples: pd.DataFrame,
@@ -52,6 +72,7 @@ def generate(
     progress: Progress = True,
     on_call: Callable[[Call], object] | None = None,
     on_batch: Callable[[range, np.ndarray], object] | None = None,
+    on_step: Callable[[Step], object] | None = None,
     decode: bool = True,
 ) -> np.ndarray:
     """Images of a table of samples: uint8 (s, y, x, rgb).
@@ -71,22 +92,23 @@ def generate(
         progress: True, False or a function of (done, total) samples.
         on_call: told of every `Call` just before it, so that hooks inside know step, timestep and layout.
         on_batch: told (rows of the table, their images) after each batch.
+        on_step: told of every `Step` just after it.
         decode: False skips the VAE; images are then (s, 0, 0, 3).
 
     The scheduler object, train/eval modes and the progress setting of the pipeline are as before afterwards, also after
     an error. Raises `BadInput` for a table or size that cannot work, and `AmbiguousBatch` when ``on_call`` is given and
     a call's rows are not samples x branches.
     """
-    batches = list(_batches(samples, guidance, _positive("batch_size", batch_size)))
+    batches = list(batches_of(samples, guidance, _positive("batch_size", batch_size)))
     _positive("steps", steps)
     size = image_size(pipe, height, width)
     if getattr(pipe, "safety_checker", None) is not None:
         logger.warning("the safety checker of this pipeline blackens images; probe.load leaves it out")
     images = np.zeros((len(samples), *(size if decode else (0, 0)), 3), np.uint8)
     total = len(samples)
-    with _sampling(pipe), progress_bar(progress, total, "images", unit="img") as advance:
+    with sampling(pipe), progress_bar(progress, total, "images", unit="img") as advance:
         for batch in batches:
-            with _announced(pipe, batch.rows, on_call):
+            with announced(pipe, batch.rows, on_call), _stepping(pipe, batch.rows, on_step):
                 images[batch.rows.start : batch.rows.stop] = _call(pipe, batch, steps, size, decode)
             if on_batch is not None:
                 on_batch(batch.rows, images[batch.rows.start : batch.rows.stop])
@@ -121,7 +143,9 @@ def image_size(pipe: Any, height: int | None = None, width: int | None = None) -
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
+    """Consecutive samples of one pipeline call, and what they share."""
+
     rows: range
     prompts: list[str]
     negative: list[str] | None
@@ -129,7 +153,7 @@ class _Batch:
     guidance: float
 
 
-def _batches(samples: pd.DataFrame, guidance: float, batch_size: int) -> Iterator[_Batch]:
+def batches_of(samples: pd.DataFrame, guidance: float, batch_size: int) -> Iterator[Batch]:
     """Consecutive samples that one pipeline call can make together."""
     if missing := [name for name in ("prompt", "seed") if name not in samples]:
         near = [match for name in missing for match in nearest(name, map(str, samples.columns))]
@@ -149,7 +173,7 @@ def _batches(samples: pd.DataFrame, guidance: float, batch_size: int) -> Iterato
             continue
         rows = slice(start, stop)
         texts = [text for text in negative[rows] if text is not None]
-        yield _Batch(range(start, stop), prompts[rows], texts or None, seeds[rows], scales[start])
+        yield Batch(range(start, stop), prompts[rows], texts or None, seeds[rows], scales[start])
         start = stop
 
 
@@ -166,7 +190,7 @@ def _text(value: Any) -> str | None:
     return str(value) if value else None
 
 
-def _call(pipe: Any, batch: _Batch, steps: int, size: tuple[int, int], decode: bool) -> np.ndarray:
+def _call(pipe: Any, batch: Batch, steps: int, size: tuple[int, int], decode: bool) -> np.ndarray:
     import torch
 
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
@@ -192,7 +216,7 @@ def _call(pipe: Any, batch: _Batch, steps: int, size: tuple[int, int], decode: b
 
 
 @contextmanager
-def _sampling(pipe: Any) -> Iterator[None]:
+def sampling(pipe: Any) -> Iterator[None]:
     """A copy of the scheduler, eval mode and no inner bars for the block; everything as it was afterwards."""
     import torch
 
@@ -217,13 +241,44 @@ def _sampling(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _announced(pipe: Any, rows: range, on_call: Callable[[Call], object] | None) -> Iterator[None]:
-    """Tell ``on_call`` of every call of the UNet and the text encoders inside the block."""
+def _stepping(pipe: Any, rows: range, on_step: Callable[[Step], object] | None) -> Iterator[None]:
+    """Tell ``on_step`` of every step of the scheduler, which `sampling` has copied, inside the block."""
+    if on_step is None:
+        yield
+        return
+    scheduler, done = pipe.scheduler, 0
+    plain = scheduler.step
+
+    @functools.wraps(plain)  # pipelines ask for its signature
+    def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        result = plain(model_output, timestep, sample, *args, **kwargs)
+        after = result[0] if isinstance(result, tuple) else result.prev_sample
+        on_step(Step(rows, done, float(timestep), sample.detach(), model_output.detach(), after.detach()))
+        done += 1
+        return result
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        del scheduler.step
+
+
+@contextmanager
+def announced(
+    pipe: Any, rows: range, on_call: Callable[[Call], object] | None, branches: tuple[str, ...] | None = None
+) -> Iterator[None]:
+    """Tell ``on_call`` of every call of the UNet and the text encoders inside the block.
+
+    A loop that is no pipeline call says its ``branches``.
+    """
     if on_call is None:
         yield
         return
-    refuse_other_guidance(pipe)
-    announcer = _Announcer(pipe, rows, on_call)
+    if branches is None:
+        refuse_other_guidance(pipe)
+    announcer = _Announcer(pipe, rows, on_call, branches)
     with ExitStack() as hooks:  # registered last, so that rows are counted as the forward will see them
         for name in ("text_encoder", "text_encoder_2", "unet"):
             if (component := getattr(pipe, name, None)) is not None:
@@ -235,19 +290,30 @@ def _announced(pipe: Any, rows: range, on_call: Callable[[Call], object] | None)
 class _Announcer:
     """Counts the calls of one batch and knows their layouts."""
 
-    def __init__(self, pipe: Any, rows: range, on_call: Callable[[Call], object]) -> None:
-        self.pipe, self.rows, self.on_call = pipe, rows, on_call
+    def __init__(
+        self, pipe: Any, rows: range, on_call: Callable[[Call], object], branches: tuple[str, ...] | None
+    ) -> None:
+        self.pipe, self.rows, self.on_call, self.branches = pipe, rows, on_call, branches
         self.step = 0
         self.layout: Layout | None = None
+        self.listed: list[float] = []
 
     def unet(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.layout is None:
-            self.layout = layout_of(self.pipe, len(self.rows))
+            self.layout = layout_of(self.pipe, len(self.rows), self.branches)
         sample = args[0] if args else kwargs["sample"]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         self.layout.check(sample.shape[0])
-        self.on_call(Call("unet", self.rows, self.step, float(np.ravel(_cpu(timestep))[0]), self.layout))
+        self.on_call(Call("unet", self.rows, self.step, self._value(timestep), self.layout))
         self.step += 1
+
+    def _value(self, timestep: Any) -> float:
+        """The timestep as a number. On CUDA reading it would make the CPU wait for the step before, at every step."""
+        if getattr(timestep, "is_cuda", False):
+            self.listed = self.listed or self.pipe.scheduler.timesteps.tolist()
+            if self.step < len(self.listed):
+                return float(self.listed[self.step])
+        return float(np.ravel(_cpu(timestep))[0])
 
     def text(self, component: str) -> Callable[..., None]:
         calls = 0

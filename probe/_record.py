@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from probe import provenance
 from probe._files import occupied
-from probe._generate import Call, generate, image_size
+from probe._generate import Call, image_size, timesteps
+from probe._inputs import Listeners, Sampled, Settings
 from probe._options import validated
 from probe._plan import Plan
 from probe._progress import progress_bar
-from probe._recorder import Recorder
-from probe._reduce import Reducer, reducer
+from probe._ragged import LatentRecorder
 from probe._run import Run, by_site, open_run, verify
 from probe._samples import samples, starts_with
-from probe._sites import sites as find_sites
+from probe._selection import Maps, selection
 from probe._store import RunStore
 from probe.errors import BadInput, HeaderMismatch, StoreDamaged
 from probe.protocols import Progress
@@ -40,6 +39,11 @@ def record(
     out: str | Path,
     sites: str | Sequence[str] = "ffn",
     reduce: str | Sequence[str] = ("unit_norm", "absmean"),
+    topk: int = 8,
+    maps: Maps = None,
+    heads: Sequence[int] | None = None,
+    tokens: Sequence[int | str] | None = None,
+    latents: bool = False,
     steps: int = 30,
     seeds: int | Sequence[int] = 0,
     seeds_per_prompt: int | None = None,
@@ -59,16 +63,26 @@ def record(
     """Record activations while the model draws these prompts, into the folder ``out``.
 
     Every activation is reduced over its image tokens inside the hook; stored is one float32 number per reducer,
-    sample, branch, step and neuron. Repeating the call resumes: samples are made in fixed units, a unit that is done
-    is kept, any other is made again with the same bits.
+    sample, branch, step and neuron, and of what is asked for besides (``maps``, ``latents``, some kinds of site) more,
+    all float32. Whatever `probe.open_run` opens is labelled. A unit of samples is held in memory until it is written:
+    lower ``batch_size`` where maps are large. Repeating the call resumes: samples are made in fixed units, a unit that
+    is done is kept, any other is made again with the same bits.
 
     Args:
         pipe: a Stable Diffusion pipeline, edited or not; nothing of it is changed.
         prompts: strings, or a table of samples (see `probe.samples`, which also explains ``seeds``,
             ``seeds_per_prompt``, ``concept``, ``split`` and ``negative_prompt``).
         out: the run's folder.
-        sites: as in `probe.sites`; kinds ``ffn``, ``mlp`` (group ``text_encoder``) and ``xattn.out`` (``xattn_out``).
+        sites: as in `probe.sites`. Reduced are ``ffn`` (group ``unet``), ``mlp`` (``text_encoder``) and ``xattn.out``
+            (``xattn_out``); ``xattn.k`` and ``xattn.v`` are kept once a run (``xattn_k``, ``xattn_v``), attention
+            probabilities ``xattn.prob`` as maps.
         reduce: reducers, see `probe._reduce.reducer`; the default is enough for every score.
+        topk: how many token rows the reducer ``topk`` keeps.
+        maps: activations that are kept at every token row too: site (name, glob or kind) -> list of units, or
+            ``"full"`` for all; or a `NeuronMap` whose selection they are. Groups ``maps/<NNN-site>``.
+        heads, tokens: which heads of ``xattn.prob`` sites, and which text tokens: positions of the encoded prompt, or
+            words, which sum over their positions in each sample's own prompt. All by default.
+        latents: keep x_t and the guided prediction of every step (group ``latents``).
         steps, guidance, batch_size, height, width: as in `probe.generate`.
         images: keep the pictures; ``"auto"`` does up to 128 x 128 pixels.
         detector: a judge (`probe.detector`) whose score of each sample's concept becomes the coordinate ``shown``.
@@ -90,12 +104,10 @@ def record(
     plan = Plan(
         pipe,
         table,
-        sites=find_sites(pipe, sites),
-        reducers=_reducers(reduce),
-        steps=steps,
-        guidance=guidance,
-        batch_size=batch_size,
-        size=size,
+        Sampled(timesteps(pipe, steps)),
+        Settings(steps, guidance, batch_size, size),
+        kept=selection(pipe, sites=sites, reduce=reduce, topk=topk, maps=maps, heads=heads, tokens=tokens),
+        latents=latents,
         keep_images=max(size) <= _SMALL if images == "auto" else images,
         detector_id=None if judge is None else judge.id,
     )
@@ -105,7 +117,7 @@ def record(
         pending = [store.rows(int(unit)) for unit in np.flatnonzero(~store.done)]
         advance(store.n_samples - sum(rows.stop - rows.start for rows in pending))
         for rows in pending:
-            values, token_rows = _make(plan, judge, table.iloc[rows].reset_index(drop=True), advance)
+            values, token_rows = _make(plan, judge, rows, advance)
             store.set_rows(token_rows)  # before any flag: whoever reads a done unit needs it
             store.write(rows.start // store.unit, values)
     return Run(store.path)
@@ -145,36 +157,26 @@ class _Judge:
 
 
 def _make(
-    plan: Plan, judge: _Judge | None, table: pd.DataFrame, advance: Callable[[int], object]
+    plan: Plan, judge: _Judge | None, rows: slice, advance: Callable[[int], object]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
     """Make one unit of samples: arrays by group and name, and token rows by site."""
-    recorders = {
-        name: Recorder(sites, plan.reducers, plan.branches, plan.timesteps if plan.has_steps(name) else None)
-        for name, sites in plan.groups.items()
-    }
+    table = plan.table.iloc[rows].reset_index(drop=True)
+    recorders = {kept.name: kept.recorder(plan.frame) for kept in plan.kept}
+    between = LatentRecorder(len(table), plan.latent_sizes) if plan.latents else None
 
     def tell(call: Call) -> None:
         for recorder in recorders.values():
             recorder.on_call(call)
 
+    listeners = Listeners(tell, None if between is None else between.on_step, advance)
     with ExitStack() as hooks:
         values = {
-            name: dict(hooks.enter_context(recorder.recording(plan.pipe, len(table))))
+            name: dict(hooks.enter_context(recorder.recording(plan.pipe, table)))
             for name, recorder in recorders.items()
         }
-        images = generate(
-            plan.pipe,
-            table,
-            steps=plan.steps,
-            guidance=plan.guidance,
-            batch_size=plan.batch_size,
-            height=plan.size[0],
-            width=plan.size[1],
-            progress=False,
-            on_call=tell,
-            on_batch=lambda rows, _images: advance(len(rows)),
-            decode=plan.decode,
-        )
+        images = plan.inputs.run(plan.pipe, table, rows, plan.settings, listeners, plan.decode)
+    if between is not None:
+        values["latents"] = between.buffers
     if plan.keep_images:
         values["images"] = {"image": images}
     shown = np.full(len(table), np.nan, np.float32)
@@ -222,10 +224,3 @@ def _check_identity(store: RunStore, plan: Plan, keys: Sequence[str]) -> None:
         if ": samples" in error.what:
             fix += "; extend=True allows samples to be added at the end"
         raise HeaderMismatch(error.what, given=error.given, expected=error.expected, fix=fix) from None
-
-
-def _reducers(names: str | Sequence[str]) -> list[Reducer]:
-    listed = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    if not listed:
-        raise BadInput("record needs at least one reducer", fix="leave reduce= out for the default")
-    return [reducer(name) for name in listed]

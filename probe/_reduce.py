@@ -55,7 +55,9 @@ class Reducer:
         return found if len(found) > 1 else found[0]
 
     def state(self, x: Activation, first: int) -> Any:
-        """`start` for all rows of x at once; on a CPU in tiles, which are merged."""
+        """`start` for all rows of x at once; on a CPU in tiles, which are merged (ranks are not: that sorts again)."""
+        if self.ranks:
+            return self.start(x, first)
         return fold(self.merge, (self.start(rows, first + at) for at, rows in tiles(x)))
 
 

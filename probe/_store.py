@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,8 @@ _COORDINATE_CHUNK = 1 << 16
 class Group:
     """What one group of a run holds: arrays ``(sample, *dims)`` of one shape.
 
+    Two of one name, with the same coords, have arrays of two shapes in one place.
+
     ``chunk`` has the chunk's length along sample and every dim; ``coords`` maps a name to (dim, values).
     """
 
@@ -67,9 +69,11 @@ class RunStore:
     Raises `BadInput` where there is nothing or another kind of file, `StoreDamaged` where there is no readable header.
     """
 
+    kind = "run"
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.root = open_group(self.path, "run")
+        self.root = open_group(self.path, self.kind)
         try:
             self.identity: dict[str, Any] = dict(self.root.attrs["identity"])
             self.info: dict[str, Any] = dict(self.root.attrs["info"])
@@ -81,8 +85,9 @@ class RunStore:
                 "the header of the run is incomplete", given=f"{self.path}: {error}", fix=AGAIN
             ) from error
 
-    @staticmethod
+    @classmethod
     def create(
+        cls,
         path: str | Path,
         *,
         identity: Mapping[str, Any],
@@ -93,7 +98,7 @@ class RunStore:
         sites: pd.DataFrame,
         groups: Iterable[Group],
         replace: bool = False,
-    ) -> RunStore:
+    ) -> Self:
         """Make an empty run: header, coordinates and empty arrays, under a temporary name that is then renamed.
 
         Raises `WorkbenchError` when the disk has less room than the run will need.
@@ -108,14 +113,16 @@ class RunStore:
                 _put(site_group, str(name), _plain(column), ("site",))
             for group in groups:
                 _create_group(root, group, samples, unit)
-            root.attrs.update(**formats.header("run"), identity=identity, info=info, id=id, unit=unit)
-        return RunStore(path)
+            root.attrs.update(**formats.header(cls.kind), identity=identity, info=info, id=id, unit=unit)
+        return cls(path)
 
     @property
     def groups(self) -> list[str]:
         """The groups that hold samples, in alphabetical order."""
         with reading(self.path):
-            return sorted(name for name, _ in self.root.groups() if name != "sites")
+            found = dict(self.root.groups())
+            maps = [f"maps/{name}" for name, _ in found["maps"].groups()] if "maps" in found else []
+            return sorted([*(found.keys() - {"sites", "maps"}), *maps])
 
     @property
     def n_units(self) -> int:
@@ -179,7 +186,7 @@ class RunStore:
         with disk_errors(self.path):
             stored[:] = found
 
-    def extend(self, *, identity: Mapping[str, Any], id: str, samples: pd.DataFrame) -> RunStore:
+    def extend(self, *, identity: Mapping[str, Any], id: str, samples: pd.DataFrame) -> Self:
         """Make room for a longer sample list that starts with the stored one (the caller has checked that).
 
         A short last unit is recorded again: with more samples it is made in other batches. The header changes last,
@@ -196,7 +203,7 @@ class RunStore:
                         if array_name in samples:
                             array[:] = _plain(samples[array_name])
             self.root.attrs.update(identity=identity, id=id)
-        return RunStore(self.path)
+        return type(self)(self.path)
 
     def missing(self) -> dict[int, list[str]]:
         """Chunks of done units that are not on disk or empty: unit -> names. Looks at the folder, reads nothing."""
@@ -260,7 +267,7 @@ def compressors() -> list[Any]:
 
 
 def _create_group(root: Any, group: Group, samples: pd.DataFrame, unit: int) -> None:
-    made = root.create_group(group.name)
+    made = root.require_group(group.name)  # two of one name lie in one place
     n = len(samples)
     for name in group.arrays:
         made.create_array(
@@ -272,6 +279,8 @@ def _create_group(root: Any, group: Group, samples: pd.DataFrame, unit: int) -> 
             dimension_names=("sample", *group.dims),
             compressors=compressors(),
         )
+    if "shown" in made:
+        return
     for column in samples:
         _put(made, str(column), _plain(samples[column]), ("sample",), (_COORDINATE_CHUNK,))
     _put(made, "shown", np.full(n, np.nan, np.float32), ("sample",), (unit,))

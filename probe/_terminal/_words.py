@@ -15,7 +15,12 @@ WORDS = {
     "images": "keep the images: auto (up to 128 px), true or false",
     # recording
     "sites": "where to record: a kind (ffn, mlp), a site name or a glob; several with commas",
-    "reduce": "what to keep of an activation: norm, unit_norm, mean, absmean, max",
+    "reduce": "what to keep of an activation: norm, unit_norm, mean, absmean, max, count, topk",
+    "topk": "how many token rows the reducer topk keeps",
+    "maps": "activations to keep at every token row: {site: [unit, ...]}, or {site: full}",
+    "heads": "which heads of xattn.prob sites; all unless given",
+    "tokens": "which text tokens of xattn.prob sites: positions or words; all unless given",
+    "latents": "keep x_t and the guided prediction of every step",
     "detector": "judge of the images, by name",
     "concept": "concept the samples are about, by name",
     "split": "split of the concept's prompts",

@@ -30,5 +30,7 @@ def reduce_rows(name: str, rows: list[list[float]]) -> list[float]:
 
 def top_rows(rows: list[list[float]], ranks: int) -> list[list[tuple[float, int] | None]]:
     """For each rank and neuron the (value, row) that this rank has among one sample's token rows; None beyond them."""
-    ordered = [sorted(((row[j], k) for k, row in enumerate(rows)), key=lambda pair: -pair[0]) for j in range(len(rows[0]))]
+    ordered = [
+        sorted(((row[j], k) for k, row in enumerate(rows)), key=lambda pair: -pair[0]) for j in range(len(rows[0]))
+    ]
     return [[column[r] if r < len(column) else None for column in ordered] for r in range(ranks)]

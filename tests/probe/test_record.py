@@ -334,7 +334,7 @@ def test_force_replaces_a_run_and_nothing_else(pipe, tmp_path):
         ({"reduce": ["unit_norm", "abs_mean"]}, UnknownName, "absmean"),
         ({"reduce": []}, BadInput, "at least one reducer"),
         ({"sites": "fnn"}, UnknownName, "ffn"),
-        ({"sites": "xattn.prob"}, BadInput, "cannot be recorded yet"),
+        ({"sites": [], "reduce": []}, BadInput, "nothing to record"),
         ({"prompts": {"prompt": ["a", "b"], "guidance": [1.0, 7.5]}}, BadInput, "all guided or all unguided"),
         ({"detector": "emoji_cnn"}, BadInput, r"probe\.detector"),
         ({"steps": 0}, BadInput, "steps"),

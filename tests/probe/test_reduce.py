@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,7 +61,7 @@ def test_a_large_activation_is_reduced_in_tiles_to_the_same_numbers(name, monkey
 
 
 def same_ranks(x, found, ranks):
-    """Values as the twin has them; rows hold these values and are distinct (of equal values either row may be named)."""
+    """Values as the twin has them; rows hold these values and are distinct (of equal ones either may be named)."""
     value, index = found
     for s, rows in enumerate(x.tolist()):
         for r, wanted in enumerate(top_rows(rows, ranks)):
@@ -86,7 +88,7 @@ def test_topk_merges_over_chunks_of_token_rows(shape, ranks, data):
     x = activation(*shape)
     cuts = sorted({0, x.shape[1], *data.draw(st.lists(st.integers(0, x.shape[1]), max_size=3))})
     r = reducer("topk", topk=ranks)
-    states = [r.start(x[:, a:b], a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    states = [r.start(x[:, a:b], a) for a, b in pairwise(cuts)]
     state = states[0]
     for further in states[1:]:
         state = r.merge(state, further)
