@@ -40,6 +40,8 @@ _EXPORTS = {
     "open_run": "_run",
     "verify": "_run",
     "record": "_record",
+    "Trajectory": "_trajectory",
+    "trajectories": "_trajectories",
     "samples": "_samples",
     "generate": "_generate",
     "score": "scores",
@@ -75,6 +77,8 @@ if TYPE_CHECKING:
     from ._trace import StopForward as StopForward
     from ._trace import Trace as Trace
     from ._trace import TraceDict as TraceDict
+    from ._trajectories import trajectories as trajectories
+    from ._trajectory import Trajectory as Trajectory
     from .detect import Detector as Detector
     from .detect import detector as detector
     from .errors import AmbiguousBatch as AmbiguousBatch
@@ -100,6 +104,6 @@ if TYPE_CHECKING:
     from .world import World as World
     from .world import concepts as concepts
 
-_SUBMODULES = ("detect", "errors", "metrics", "plots", "provenance", "scores", "stats", "testing", "world")
+_SUBMODULES = ("detect", "errors", "guidance", "metrics", "plots", "provenance", "scores", "stats", "testing", "world")
 
 __getattr__, __dir__, __all__ = attach(__name__, _EXPORTS, _SUBMODULES)

@@ -18,6 +18,7 @@ from probe._chunks import Ragged, readable_size, sample_chunk, unit_size
 from probe._grids import latent_size
 from probe._inputs import Inputs, Settings
 from probe._kept import Frame, Kept, Mapped, Probabilities, Reduced
+from probe._run import Run
 from probe._samples import digest
 from probe._sites import Site
 from probe._store import Group, RunStore
@@ -42,6 +43,9 @@ class Plan:
     latents: bool
     keep_images: bool
     detector_id: str | None
+
+    store = RunStore
+    reader = Run
 
     @property
     def decode(self) -> bool:
@@ -72,7 +76,7 @@ class Plan:
             "sites": [site.name for site in sites],
             "reducers": list(dict.fromkeys(reducer.name for reducer in reducers)),
             **self._further(),
-            **sampling_identity(self.pipe, self.table, self.settings, self.branches),
+            **sampling_identity(self.settings, self.branches),
             "images": self.keep_images,
             "detector": self.detector_id,
             **model_identity(self.pipe, components, vae=self.decode or self.inputs.encodes),
@@ -155,7 +159,7 @@ def branches_of(pipe: Any, table: pd.DataFrame, guidance: float) -> tuple[str, .
     return GUIDED if guided.pop() else UNGUIDED
 
 
-def sampling_identity(pipe: Any, table: pd.DataFrame, settings: Settings, branches: Sequence[str]) -> dict[str, Any]:
+def sampling_identity(settings: Settings, branches: Sequence[str]) -> dict[str, Any]:
     """What of an identity says how samples are made."""
     return {
         "steps": settings.steps,
@@ -184,6 +188,11 @@ def latent_group(arrays: tuple[str, ...], sizes: tuple[int, ...], timesteps: np.
     extent = Ragged((1, *sizes))
     chunk = (sample_chunk(extent.row_bytes, unit), *extent.inner[1:])
     return Group("latents", arrays, "float32", ("step", "c", "y", "x"), sizes, chunk, {"timestep": ("step", timesteps)})
+
+
+def no_sites() -> pd.DataFrame:
+    """The site table of a store that keeps none."""
+    return _site_table([])
 
 
 def _site_table(kept: Sequence[Kept]) -> pd.DataFrame:

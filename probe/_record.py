@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probe import provenance
+from probe import _sources, provenance
 from probe._files import occupied
-from probe._generate import Call, image_size, timesteps
-from probe._inputs import Listeners, Sampled, Settings
+from probe._generate import Call, image_size
+from probe._inputs import Listeners, Settings
 from probe._options import validated
 from probe._plan import Plan
 from probe._progress import progress_bar
@@ -34,7 +35,7 @@ _SMALL = 128
 @validated
 def record(
     pipe: Any,
-    prompts: Any,
+    prompts: Any = None,
     *,
     out: str | Path,
     sites: str | Sequence[str] = "ffn",
@@ -44,6 +45,9 @@ def record(
     heads: Sequence[int] | None = None,
     tokens: Sequence[int | str] | None = None,
     latents: bool = False,
+    trajectories: Any = None,
+    from_images: Any = None,
+    timesteps: Sequence[int] | None = None,
     steps: int = 30,
     seeds: int | Sequence[int] = 0,
     seeds_per_prompt: int | None = None,
@@ -83,6 +87,12 @@ def record(
         heads, tokens: which heads of ``xattn.prob`` sites, and which text tokens: positions of the encoded prompt, or
             words, which sum over their positions in each sample's own prompt. All by default.
         latents: keep x_t and the guided prediction of every step (group ``latents``).
+        trajectories: a `Trajectory` or its folder: nothing is drawn, the UNet is called once at every stored (x_t, t).
+            Samples, steps, seeds, guidance and size are the trajectory's, ``prompts`` too unless given (as many).
+        from_images: a folder of images, or an array uint8 (s y x rgb): nothing is drawn, each is encoded, noised to
+            every one of ``timesteps`` by its sample's own generator, and shown to the UNet with its prompt (one for
+            all, or one each; none is the empty one). With guidance above 1 both branches are recorded.
+        timesteps: of training, for ``from_images``; they become the step axis.
         steps, guidance, batch_size, height, width: as in `probe.generate`.
         images: keep the pictures; ``"auto"`` does up to 128 x 128 pixels.
         detector: a judge (`probe.detector`) whose score of each sample's concept becomes the coordinate ``shown``.
@@ -94,24 +104,38 @@ def record(
     naming the key in which a run at ``out`` differs, `UnknownName` for sites and reducers, `WorkbenchError` when the
     disk is full or another process is recording there.
     """
-    table = samples(
-        prompts, seeds, seeds_per_prompt=seeds_per_prompt, concept=concept, split=split, negative_prompt=negative_prompt
-    )
     if batch_size < 1:
         raise BadInput("batch_size must be at least 1", given=batch_size)
     judge = _Judge.of(detector, concept)
-    size = image_size(pipe, height, width)
+    if timesteps is not None and from_images is None:
+        raise BadInput("timesteps= belongs to from_images=", given=timesteps, fix="the sampler chooses its own")
+    if trajectories is not None:
+        settled = {"steps": steps, "seeds": seeds, "seeds_per_prompt": seeds_per_prompt, "guidance": guidance}
+        settled |= {"negative_prompt": negative_prompt, "height": height, "width": width, "from_images": from_images}
+        _refuse_given(settled, "what a trajectory has settled cannot be chosen again")
+        table, settings, inputs = _sources.stored(pipe, prompts, trajectories, batch_size)
+    else:
+        settings = Settings(steps, guidance, batch_size, image_size(pipe, height, width))
+        listed = {"seeds": seeds, "seeds_per_prompt": seeds_per_prompt, "concept": concept, "split": split}
+        listed |= {"negative_prompt": negative_prompt}
+        if from_images is None:
+            table, settings, inputs = _sources.sampled(pipe, prompts, settings, **listed)
+        else:
+            _refuse_given({"steps": steps}, "images are noised to timesteps, not sampled")
+            table, settings, inputs = _sources.from_images(pipe, prompts, from_images, timesteps, settings, **listed)
+    if inputs.identity is not None and (images is True or judge is not None):
+        raise BadInput("nothing is drawn from fixed inputs, so there are no images to keep or judge")
     plan = Plan(
         pipe,
         table,
-        Sampled(timesteps(pipe, steps)),
-        Settings(steps, guidance, batch_size, size),
+        inputs,
+        settings,
         kept=selection(pipe, sites=sites, reduce=reduce, topk=topk, maps=maps, heads=heads, tokens=tokens),
         latents=latents,
-        keep_images=max(size) <= _SMALL if images == "auto" else images,
+        keep_images=inputs.identity is None and (max(settings.size) <= _SMALL if images == "auto" else images),
         detector_id=None if judge is None else judge.id,
     )
-    store = _open_or_create(Path(out), plan, force=force, extend=extend)
+    store = open_or_create(Path(out), plan, force=force, extend=extend)
     with store.locked(), progress_bar(progress, store.n_samples, "recording", unit="img") as advance:
         store.forget(store.missing())
         pending = [store.rows(int(unit)) for unit in np.flatnonzero(~store.done)]
@@ -121,6 +145,14 @@ def record(
             store.set_rows(token_rows)  # before any flag: whoever reads a done unit needs it
             store.write(rows.start // store.unit, values)
     return Run(store.path)
+
+
+def _refuse_given(options: Mapping[str, Any], what: str) -> None:
+    """Raise `BadInput` for options of `record` that are not at their default where they could not be followed."""
+    defaults = inspect.signature(record).parameters
+    for name, value in options.items():
+        if value != defaults[name].default:
+            raise BadInput(what, given=f"{name}={value!r}", fix=f"leave {name} out")
 
 
 @dataclass(frozen=True)
@@ -187,13 +219,16 @@ def _make(
     return values, {name: rows for recorder in recorders.values() for name, rows in recorder.token_rows.items()}
 
 
-def _open_or_create(path: Path, plan: Plan, *, force: bool, extend: bool) -> RunStore:
+def open_or_create(path: Path, plan: Any, *, force: bool, extend: bool) -> Any:
+    """The store that a `Plan` (or a plan like it) goes on with at ``path``, or a new one. Raises as `record`."""
     if not occupied(path):
         return plan.create(path, replace=False)
     try:
-        store = RunStore(path)
+        store = plan.store(path)
     except StoreDamaged as error:
-        raise BadInput("the output path exists and is no run", given=str(path), fix="choose another path") from error
+        raise BadInput(
+            f"the output path exists and is no {plan.store.kind}", given=str(path), fix="choose another path"
+        ) from error
     if force:
         with store.locked():  # nobody is writing into what is about to go
             pass
@@ -204,9 +239,9 @@ def _open_or_create(path: Path, plan: Plan, *, force: bool, extend: bool) -> Run
     return store
 
 
-def _extend(store: RunStore, plan: Plan) -> RunStore:
+def _extend(store: RunStore, plan: Any) -> RunStore:
     _check_identity(store, plan, [key for key in plan.identity if key != "samples"])
-    stored = Run(store.path).samples.drop(columns="shown")
+    stored = plan.reader(store.path).samples.drop(columns="shown")
     if not starts_with(plan.table, stored):
         given = f"{len(plan.table)} samples"
         expected = f"the {len(stored)} stored samples, then others"
@@ -216,11 +251,11 @@ def _extend(store: RunStore, plan: Plan) -> RunStore:
         return store.extend(identity=stamp["identity"], id=stamp["id"], samples=plan.table)
 
 
-def _check_identity(store: RunStore, plan: Plan, keys: Sequence[str]) -> None:
+def _check_identity(store: RunStore, plan: Any, keys: Sequence[str]) -> None:
     try:
-        provenance.check_same(store.identity, plan.identity, f"another run is at {store.path}", keys)
+        provenance.check_same(store.identity, plan.identity, f"another {store.kind} is at {store.path}", keys)
     except HeaderMismatch as error:
-        fix = "record into another folder, or replace this run with force=True"
+        fix = f"choose another folder, or replace this {store.kind} with force=True"
         if ": samples" in error.what:
             fix += "; extend=True allows samples to be added at the end"
         raise HeaderMismatch(error.what, given=error.given, expected=error.expected, fix=fix) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from probe import _axis
 from probe._chunks import readable_size
 from probe._samples import COLUMNS
 from probe._sites import Site
-from probe._store import AGAIN, RunStore, reading
+from probe._store import AGAIN, RunStore, reading, store_at
 from probe.errors import BadInput, StoreDamaged, unknown_name
 
 #: What a run stores of a site besides what a `Site` has.
@@ -71,9 +71,10 @@ class Run:
         size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         rows = {
             "samples": f"{done} of {self.n_samples} recorded",
-            "groups": ", ".join(self.groups),
+            "groups": ", ".join(name for name in self.groups if not name.startswith("maps/")),
             "reducers": ", ".join(identity["reducers"]),
-            "sites": f"{len(identity['sites'])}, from {identity['sites'][0]} to {identity['sites'][-1]}",
+            "sites": _listed(identity["sites"]),
+            "maps": _listed(identity.get("maps", {})),
             "sampling": f"{identity['steps']} steps, guidance {identity['guidance']}, {identity['scheduler']['name']}",
             "edits": ", ".join(name for _, name in identity["lineage"]) or "none",
             "on disk": f"{readable_size(size)} at {self.path}",
@@ -83,6 +84,11 @@ class Run:
         return f"<b>Run {html.escape(self.id)}</b> {bar}<table>{cells}</table>"
 
 
+def _listed(names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"{len(listed)}, from {listed[0]} to {listed[-1]}" if listed else "none"
+
+
 def open_run(path: str | Path | Run, group: str = "unet", incomplete: Incomplete = "error") -> xr.Dataset:
     """A group of a run as a lazy `xarray.Dataset`; nothing but coordinates is read until values are asked for.
 
@@ -90,6 +96,10 @@ def open_run(path: str | Path | Run, group: str = "unet", incomplete: Incomplete
       ``fan_out`` (neuron), ``timestep`` (step), ``branch``, and the sample table; `probe.by_site` gives the views of
       sites
     - ``text_encoder``: the same without steps; ``images``: uint8 (sample, y, x, rgb)
+    - ``maps/<NNN-site>``: ``map`` or ``full`` (sample, branch, step, neuron, y, x), or ``prob`` (sample, branch, step,
+      head, y, x, token), with coordinates ``unit``, ``head``, ``token``, ``word``
+    - ``xattn_k``, ``xattn_v``: ``k`` and ``v`` (sample, branch, token, neuron)
+    - ``latents``: ``latents`` and ``guided`` (sample, step, c, y, x)
 
     ``attrs["sites"]`` is a JSON list of the sites with ``offset`` and ``rows`` (token rows of one call);
     ``attrs["provenance"]`` is JSON. Of a run that is not finished, ``incomplete="drop"`` leaves out the samples that
@@ -98,8 +108,14 @@ def open_run(path: str | Path | Run, group: str = "unet", incomplete: Incomplete
     Raises `BadInput` for an unfinished run with ``"error"``, `UnknownName` for a group it does not hold, `StoreDamaged`
     naming the chunks that are missing.
     """
-    path = path.path if isinstance(path, Run) else Path(path)
-    store = RunStore(path)
+    store = RunStore(path.path if isinstance(path, Run) else Path(path))
+    ds = opened_group(store, group, incomplete)
+    return ds.assign_attrs(sites=json.dumps(stored_sites(store, group)), provenance=ds.attrs["provenance"])
+
+
+def opened_group(store: RunStore, group: str, incomplete: Incomplete) -> xr.Dataset:
+    """A group of any store as `open_run` gives it, without ``attrs["sites"]``."""
+    path = store.path
     if incomplete not in ("error", "drop", "nan"):
         raise unknown_name("way to open an incomplete run", incomplete, ("error", "drop", "nan"))
     if group not in store.groups:
@@ -122,7 +138,7 @@ def open_run(path: str | Path | Run, group: str = "unet", incomplete: Incomplete
         if bad := store.damaged():  # a coordinate of samples: it can be made again
             raise damage(path, bad) from None
         raise
-    ds.attrs = {"sites": json.dumps(stored_sites(store, group)), "provenance": json.dumps(_provenance(store))}
+    ds.attrs = {"provenance": json.dumps(_provenance(store))}
     if incomplete == "drop":
         ds = ds.isel(sample=np.flatnonzero(mask))
     elif incomplete == "nan":
@@ -131,12 +147,12 @@ def open_run(path: str | Path | Run, group: str = "unet", incomplete: Incomplete
 
 
 def verify(path: str | Path, *, repair: bool = False) -> list[str]:
-    """Read every chunk that is marked as done; the names of those that are missing or cannot be decoded.
+    """Read every chunk of a run or trajectory that is marked as done; the names of those missing or not decodable.
 
-    With ``repair`` their units are marked as not done, and the same `probe.record` call makes them again. Raises
+    With ``repair`` their units are marked as not done, and the same call that made them makes them again. Raises
     `StoreDamaged` for what belongs to no unit and cannot be made again: headers and coordinates.
     """
-    store = RunStore(path)
+    store = store_at(path)
     bad = store.damaged()
     if repair and bad:
         with store.locked():

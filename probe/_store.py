@@ -235,6 +235,25 @@ class RunStore:
         return found
 
 
+class TrajectoryStore(RunStore):
+    """A trajectory on disk, in the same way.
+
+    <trajectory>/  latents/ latents (sample, step, c, y, x)      final/ final (sample, c, y, x)
+      noise_pred/ noise_pred (sample, branch, step, c, y, x), where it was asked for      done, sites/ (none)
+    """
+
+    kind = "trajectory"
+
+
+def store_at(path: str | Path) -> RunStore:
+    """The run or trajectory at ``path``, whichever is there. Raises as `RunStore`."""
+    try:
+        attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return RunStore(path)  # which says what is wrong
+    return TrajectoryStore(path) if formats.kind_of(attributes) == TrajectoryStore.kind else RunStore(path)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Whatever zarr, its codecs and xarray raise over torn bytes inside the block becomes `StoreDamaged`."""

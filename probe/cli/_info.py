@@ -1,4 +1,4 @@
-"""probe info: what a model, run, map, edit or result is."""
+"""probe info: what a model, run, trajectory, map, edit or result is."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def info(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|RUN|MAP|EDIT|RESULT]", help="a model, run, map, edit or result; nothing for versions"
+            metavar="[MODEL|RUN|TRAJECTORY|MAP|EDIT|RESULT]",
+            help="a model, run, trajectory, map, edit or result; nothing for versions",
         ),
     ] = None,
 ) -> None:
-    """Say what something is: versions, a model (emoji, a folder, a hub id), a run, a map, an edit or a result."""
+    """Say what something is: versions, a model (emoji, a folder, a hub id), run, trajectory, map, edit or result."""
     if what is None:
         from probe.provenance import info as circumstances
 
@@ -31,7 +32,8 @@ def info(
         others = {key: value for key, value in found.items() if key != "versions"}
         return task.result(found, _rows({**found["versions"], **others}))
     kind = kind_at(Path(what))
-    return {"run": _run, "neuron_map": _map, "edit": _edit, "result": _result}.get(kind or "", _model)(task, what)
+    known = {"run": _run, "trajectory": _trajectory, "neuron_map": _map, "edit": _edit, "result": _result}
+    return known.get(kind or "", _model)(task, what)
 
 
 def _model(task: Task, what: str) -> None:
@@ -74,6 +76,23 @@ def _run(task: Task, what: str) -> None:
     keys = ("steps", "guidance", "reducers", "lineage")
     text = {"run": run.id, "samples": f"{run.done} of {run.n_samples} recorded", "groups": ", ".join(run.groups)}
     task.result(document, _rows({**text, **{k: run.identity[k] for k in keys if k in run.identity}}))
+
+
+def _trajectory(task: Task, what: str) -> None:
+    from probe import Trajectory
+
+    found = Trajectory(what)
+    document = {
+        "kind": "trajectory",
+        "id": found.id,
+        "samples": found.n_samples,
+        "done": found.done,
+        "identity": found.identity,
+        "info": found.info,
+    }
+    keys = ("steps", "guidance", "stored_as", "noise_pred", "lineage")
+    text = {"trajectory": found.id, "samples": f"{found.done} of {found.n_samples} stored"}
+    task.result(document, _rows({**text, **{k: found.identity[k] for k in keys}}))
 
 
 def _map(task: Task, what: str) -> None:
