@@ -110,13 +110,23 @@ def record(
     if timesteps is not None and from_images is None:
         raise BadInput("timesteps= belongs to from_images=", given=timesteps, fix="the sampler chooses its own")
     if trajectories is not None:
-        settled = {"steps": steps, "seeds": seeds, "seeds_per_prompt": seeds_per_prompt, "guidance": guidance}
+        settled: dict[str, Any] = {
+            "steps": steps,
+            "seeds": seeds,
+            "seeds_per_prompt": seeds_per_prompt,
+            "guidance": guidance,
+        }
         settled |= {"negative_prompt": negative_prompt, "height": height, "width": width, "from_images": from_images}
         _refuse_given(settled, "what a trajectory has settled cannot be chosen again")
         table, settings, inputs = _sources.stored(pipe, prompts, trajectories, batch_size)
     else:
         settings = Settings(steps, guidance, batch_size, image_size(pipe, height, width))
-        listed = {"seeds": seeds, "seeds_per_prompt": seeds_per_prompt, "concept": concept, "split": split}
+        listed: dict[str, Any] = {
+            "seeds": seeds,
+            "seeds_per_prompt": seeds_per_prompt,
+            "concept": concept,
+            "split": split,
+        }
         listed |= {"negative_prompt": negative_prompt}
         if from_images is None:
             table, settings, inputs = _sources.sampled(pipe, prompts, settings, **listed)

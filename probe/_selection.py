@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from probe._kept import Kept, Mapped, Probabilities, Projections, Reduced
@@ -90,8 +90,9 @@ def _mapped(pipe: Any, maps: Maps) -> list[Mapped]:
         maps = {site.name: found for site, a, b in parts if (found := selected[a:b].nonzero()[0].tolist())}
     units: dict[Site, set[int] | None] = {}
     for pattern, given in maps.items():
+        sites = find_sites(pipe, pattern)
         wanted = _units(given)
-        for site in find_sites(pipe, pattern):
+        for site in sites:
             _check_units(site, wanted)
             before = units.get(site, set())
             units[site] = None if wanted is None or before is None else before | wanted
@@ -105,7 +106,7 @@ def _units(given: Any) -> set[int] | None:
         if given != "full":
             raise unknown_name("way to map a site", given, ("full",))
         return None
-    listed = [given] if isinstance(given, int) else list(given)
+    listed = list(given) if isinstance(given, Iterable) else [given]
     if not listed or not all(isinstance(unit, int) for unit in listed):
         raise BadInput("a site is mapped with a list of its units, or full", given=repr(given))
     return set(listed)

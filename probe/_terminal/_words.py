@@ -17,7 +17,7 @@ WORDS = {
     "sites": "where to record: a kind (ffn, mlp), a site name or a glob; several with commas",
     "reduce": "what to keep of an activation: norm, unit_norm, mean, absmean, max, count, topk",
     "topk": "how many token rows the reducer topk keeps",
-    "maps": "activations to keep at every token row: {site: [unit, ...]}, or {site: full}",
+    "maps": "activations to keep at every token row: {site: [unit, ...]}, {site: full} or a neuron map",
     "heads": "which heads of xattn.prob sites; all unless given",
     "tokens": "which text tokens of xattn.prob sites: positions or words; all unless given",
     "trajectories": "folder of a trajectory whose x_t are recorded at, instead of drawing",

@@ -45,6 +45,8 @@ def record(
         return task.plan(prompts=0 if chosen is None else len(chosen))
     if config.get("detector") is not None:
         config["detector"] = probe.detector(config["detector"])
+    if isinstance(config.get("maps"), str):
+        config["maps"] = probe.NeuronMap.load(config["maps"])
     run = probe.record(task.pipeline(), chosen, out=task.out, progress=task.progress, force=task.force, **config)
     document = {"run": run.path, "id": run.id, "samples": run.n_samples, "groups": run.groups}
     return task.result(document, f"{run.path}: run {run.id}, {run.n_samples} samples, {', '.join(run.groups)}")
