@@ -90,7 +90,7 @@ def encode(pipe: Any, images: np.ndarray) -> torch.Tensor:
     upcast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast", False))
     module = _Encode(vae)
     tensors = {name: tensor.float() if upcast else tensor for name, tensor in module.state_dict().items()}
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.device, torch.float32) / 127.5 - 1
+    x = torch.tensor(images).permute(0, 3, 1, 2).to(vae.device, torch.float32) / 127.5 - 1
     latents = torch.func.functional_call(module, tensors, (x if upcast else x.to(vae.dtype),)).float()
     shift = vae.config.get("shift_factor") or 0.0
     return ((latents - shift) * vae.config.scaling_factor).cpu()

@@ -22,12 +22,16 @@ Coords = dict[str, tuple[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Frame:
-    """What the groups of one run share: branches, timesteps (t,) of the UNet's calls, latents of (y, x)."""
+    """What the groups of one run share: branches, timesteps (t,) of the UNet's calls, latents of (y, x).
+
+    Without ``coordinates`` no weight is read: enough for an estimate.
+    """
 
     pipe: Any
     branches: tuple[str, ...]
     timesteps: np.ndarray
     latent: tuple[int, int]
+    coordinates: bool = True
 
     def coords(self, stepped: bool) -> Coords:
         """Coordinates along branch and, with steps, step."""
@@ -82,7 +86,7 @@ class Reduced:
         """See `Kept`."""
         extent = self._extent(frame)
         steps, dims = ((extent.steps,), ("step",)) if self.stepped else ((), ())
-        coords = {**frame.coords(self.stepped), **neuron_coords(frame.pipe, self.sites)}
+        coords = {**frame.coords(self.stepped), **neuron_coords(frame, self.sites)}
         simple = tuple(reducer.name for reducer in self.reducers if not reducer.ranks)
         chunk = (sample_chunk(extent.row_bytes, unit), 1, *steps, extent.neuron_chunk)
         sizes = (len(frame.branches), *steps, extent.neurons)
@@ -133,7 +137,7 @@ class Mapped:
     def groups(self, frame: Frame, unit: int) -> list[Group]:
         """See `Kept`."""
         dims = ("branch", "step", "neuron", "y", "x") if self._stepped else ("branch", "neuron", "token")
-        every = neuron_coords(frame.pipe, self.sites)
+        every = neuron_coords(frame, self.sites)
         index = slice(None) if self.units is None else list(self.units)
         coords = {name: (dim, values[index]) for name, (dim, values) in every.items()}
         return [_ragged_group(self.name, (self._variable,), dims, self._sizes(frame), unit, frame, coords)]
@@ -242,12 +246,12 @@ def map_group(site: Site) -> str:
     return f"maps/{site.order:03d}-{site.name}"
 
 
-def neuron_coords(pipe: Any, sites: Sequence[Site]) -> Coords:
+def neuron_coords(frame: Frame, sites: Sequence[Site]) -> Coords:
     """Coordinates along a neuron axis: site, unit, fan_out."""
-    return {
-        **_axis.coordinates(sites),
-        "fan_out": ("neuron", np.concatenate([fan_out(pipe, site) for site in sites])),
-    }
+    if not frame.coordinates:
+        return {}
+    norms = np.concatenate([fan_out(frame.pipe, site) for site in sites])
+    return {**_axis.coordinates(sites), "fan_out": ("neuron", norms)}
 
 
 def fan_out(pipe: Any, site: Site) -> np.ndarray:

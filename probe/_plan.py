@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,31 @@ class Plan:
             **({} if self.inputs.identity is None else {"inputs": self.inputs.identity}),
         }
 
-    def create(self, path: Path, *, replace: bool) -> RunStore:
-        """Make the empty run at ``path``."""
+    @cached_property
+    def unit(self) -> int:
+        """Samples that are made, written and marked done together. `BadInput` where nothing is kept of them."""
         extents = [extent for kept in self.kept for extent in kept.extents(self.frame)]
         extents += [Ragged((1, *self.latent_sizes))] if self.latents else []
         if not extents:
             raise BadInput("there is nothing to record", fix="choose sites, maps or latents")
-        unit = unit_size(extents, self.settings.batch_size)
-        groups = self.groups(unit)
-        held = readable_size(sum(group.size(min(unit, len(self.table))) for group in groups))
+        return unit_size(extents, self.settings.batch_size)
+
+    def stored_groups(self, *, coordinates: bool = True) -> list[Group]:
+        """The groups of the run; without ``coordinates`` no weight is read, as an estimate wants it."""
+        frame = replace(self.frame, coordinates=coordinates)
+        groups = [group for kept in self.kept for group in kept.groups(frame, self.unit)]
+        if self.latents:
+            groups.append(latent_group(("latents", "guided"), self.latent_sizes, self.inputs.timesteps, self.unit))
+        return [*groups, *self._image_group(self.unit)]
+
+    def size_of(self, samples: int) -> int:
+        """Bytes that so many samples take, before compression."""
+        return sum(group.size(samples) for group in self.stored_groups(coordinates=False))
+
+    def create(self, path: Path, *, replace: bool) -> RunStore:
+        """Make the empty run at ``path``."""
+        unit, groups = self.unit, self.stored_groups()
+        held = readable_size(self.size_of(min(unit, len(self.table))))
         logger.info("units of %d samples, of which one at a time is held in memory: %s", unit, held)
         stamp = provenance.stamp(self.identity)
         return RunStore.create(
@@ -119,13 +135,6 @@ class Plan:
             groups=groups,
             replace=replace,
         )
-
-    def groups(self, unit: int) -> list[Group]:
-        """The groups of the run, all of them; their `Group.size` add up to what it will take uncompressed."""
-        groups = [group for kept in self.kept for group in kept.groups(self.frame, unit)]
-        if self.latents:
-            groups.append(latent_group(("latents", "guided"), self.latent_sizes, self.inputs.timesteps, unit))
-        return [*groups, *self._image_group(unit)]
 
     @property
     def latent_sizes(self) -> tuple[int, ...]:

@@ -20,6 +20,9 @@ from probe.errors import BadInput, HeaderMismatch, WorkbenchError
 from probe.testing import tiny_pipeline
 from tests.oracles.reduce import reduce_rows
 
+# diffusers 0.42 hands tensors to numpy 2 without the copy keyword in some schedulers
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 PROMPTS = ["a church", "two cats", "a hill"]
 FEW = {"steps": 2, "seeds": [5, 6, 7], "batch_size": 2, "progress": False}
 KEPT = {"sites": ["ffn", "mlp"], "reduce": ["unit_norm", "absmean"], "latents": True}
