@@ -33,7 +33,7 @@ _TYPES = ("epsilon", "v_prediction", "sample")
 # --- algebra ----------------------------------------------------------------------------------------------------------
 
 
-def guided(uncond: Latents, cond: Latents, scale: float) -> Latents:
+def guided(uncond: Latents, cond: Latents, scale: float | int) -> Latents:
     """uncond + scale (cond - uncond): classifier-free guidance (Ho and Salimans, arXiv 2207.12598; scale = 1 + w)."""
     return uncond + scale * (cond - uncond)
 
@@ -128,7 +128,7 @@ def condition(
     prompts: Sequence[str],
     *,
     negative: Sequence[str] | None = None,
-    guidance: float = 7.5,
+    guidance: float | int = 7.5,
     size: tuple[int, int] | None = None,
 ) -> Conditioning:
     """The conditioning that the pipeline's own call would make of these prompts, with gradients if they are on.
@@ -163,7 +163,9 @@ def condition(
     return Conditioning(("uncond", "cond") if both else ("cond",), text.to(device), added, scale)
 
 
-def predict(pipe: Any, x: Latents, timestep: float | Tensor, conditioning: Conditioning) -> Float[Tensor, "b s c y x"]:
+def predict(
+    pipe: Any, x: Latents, timestep: float | int | Tensor, conditioning: Conditioning
+) -> Float[Tensor, "b s c y x"]:
     """The UNet's prediction for each branch at x as the UNet reads it: (s c y x) -> (b s c y x), gradients as set.
 
     ``x`` is x_t times the scheduler's scale (`input_scales`); for noised images x_t itself. Samples share a timestep.
@@ -178,6 +180,6 @@ def predict(pipe: Any, x: Latents, timestep: float | Tensor, conditioning: Condi
     return prediction.reshape(branches, -1, *prediction.shape[1:])
 
 
-def combined(prediction: Float[Tensor, "b s c y x"], scale: float) -> Latents:
+def combined(prediction: Float[Tensor, "b s c y x"], scale: float | int) -> Latents:
     """The one prediction that a scheduler is given: guided from both branches, or the only one."""
     return prediction[0] if len(prediction) == 1 else guided(prediction[0], prediction[1], scale)
