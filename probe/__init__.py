@@ -30,6 +30,8 @@ _EXPORTS = {
     "lineage": "provenance",
     "Site": "_sites",
     "sites": "_sites",
+    "Layout": "_branches",
+    "layout_of": "_branches",
     "StopForward": "_trace",
     "Trace": "_trace",
     "TraceDict": "_trace",
@@ -58,6 +60,8 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from ._branches import Layout as Layout
+    from ._branches import layout_of as layout_of
     from ._evaluate import evaluate as evaluate
     from ._evaluate import read_results as read_results
     from ._evaluate import result_images as result_images

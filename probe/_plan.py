@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from probe import _axis, compat, formats, provenance
-from probe._branches import GUIDED, UNGUIDED
+from probe._branches import GUIDED, UNGUIDED, empty_prompt, unencoded
 from probe._chunks import Extent, sample_chunk, unit_size
 from probe._generate import timesteps
 from probe._reduce import Reducer
@@ -97,6 +97,7 @@ class Plan:
             "batch_size": self.batch_size,
             "images": self.keep_images,
             "detector": self.detector_id,
+            **empty_prompt(self.pipe),
             "scheduler": {"name": type(self.pipe.scheduler).__name__, **compat.clean_config(self.pipe.scheduler)},
             "lineage": provenance.lineage(self.pipe),
             "model": model.to_json(components),
@@ -107,6 +108,11 @@ class Plan:
     def has_steps(self, group: str) -> bool:
         """Whether a group has a step axis: text encoders run once."""
         return not group.startswith("text_encoder")
+
+    def absent(self, group: str, table: pd.DataFrame) -> int:
+        """How many (sample, branch) of these samples a group never sees: uncond text that the pipeline sets to zero."""
+        guided = self.branches == GUIDED
+        return 0 if self.has_steps(group) or not guided else unencoded(self.pipe, table["negative_prompt"])
 
     def create(self, path: Path, *, replace: bool) -> RunStore:
         """Make the empty run at ``path``."""

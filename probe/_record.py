@@ -67,7 +67,8 @@ def record(
         prompts: strings, or a table of samples (see `probe.samples`, which also explains ``seeds``,
             ``seeds_per_prompt``, ``concept``, ``split`` and ``negative_prompt``).
         out: the run's folder.
-        sites: as in `probe.sites`; kinds ``ffn``, ``mlp`` (group ``text_encoder``) and ``xattn.out`` (``xattn_out``).
+        sites: as in `probe.sites`; kinds ``ffn``, ``mlp`` (groups ``text_encoder`` and ``text_encoder_2``) and
+            ``xattn.out`` (``xattn_out``). SDXL encodes no text for a branch uncond without negative prompt: NaN there.
         reduce: reducers, see `probe._reduce.reducer`; the default is enough for every score.
         steps, guidance, batch_size, height, width: as in `probe.generate`.
         images: keep the pictures; ``"auto"`` does up to 128 x 128 pixels.
@@ -159,7 +160,7 @@ def _make(
 
     with ExitStack() as hooks:
         values = {
-            name: dict(hooks.enter_context(recorder.recording(plan.pipe, len(table))))
+            name: dict(hooks.enter_context(recorder.recording(plan.pipe, len(table), plan.absent(name, table))))
             for name, recorder in recorders.items()
         }
         images = generate(

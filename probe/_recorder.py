@@ -46,9 +46,10 @@ class Recorder:
         self._buffers: dict[str, np.ndarray] = {}
 
     @contextmanager
-    def recording(self, pipe: Any, n_samples: int) -> Iterator[Mapping[str, np.ndarray]]:
+    def recording(self, pipe: Any, n_samples: int, absent: int = 0) -> Iterator[Mapping[str, np.ndarray]]:
         """Hooks in place for the block; gives the buffers ``reducer -> (s b t n)``, or (s b n) without steps.
 
+        ``absent`` (sample, branch) are known never to run, and stay NaN: SDXL's uncond text without negative prompt.
         The hooks are registered last, so they see what hooks of edits have made of an activation.
         """
         steps = () if self.timesteps is None else (len(self.timesteps),)
@@ -61,7 +62,7 @@ class Recorder:
                 hooks.callback(handle.remove)
             yield self._buffers
             self._finish_call()
-        expected = int(np.prod(shape[:-1]))
+        expected = int(np.prod(shape[:-1])) - absent
         if self._recorded != expected:
             given = f"{self._recorded} of {expected} (sample, branch, step)"
             raise NeverFired(f"{self.component} was called less often than the sampler announced", given=given)

@@ -108,6 +108,7 @@ class Recorded:
         return {
             "sites": [site.name for site in self.sites],
             **{key: self.identity[key] for key in (*SAMPLING, "lineage")},
+            **{key: self.identity[key] for key in ("empty_prompt",) if key in self.identity},  # SDXL has it
             "weights": {name: value for name, value in weights.items() if name != "vae"},
             "architecture": self.model["architecture"],
         }
