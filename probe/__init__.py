@@ -32,7 +32,7 @@ _EXPORTS = {
     "sites": "_sites",
     "Layout": "_branches",
     "layout_of": "_branches",
-    "StopForward": "_trace",
+    "StopForward": "_trace_hooks",
     "Trace": "_trace",
     "TraceDict": "_trace",
     "load": "_load",
@@ -76,9 +76,9 @@ if TYPE_CHECKING:
     from ._samples import samples as samples
     from ._sites import Site as Site
     from ._sites import sites as sites
-    from ._trace import StopForward as StopForward
     from ._trace import Trace as Trace
     from ._trace import TraceDict as TraceDict
+    from ._trace_hooks import StopForward as StopForward
     from .detect import Detector as Detector
     from .detect import detector as detector
     from .errors import AmbiguousBatch as AmbiguousBatch
