@@ -9,7 +9,7 @@ import probe
 from probe.errors import WrongModel
 from probe.testing import tiny_pipeline
 from tests.erase.prune.maps import TIMESTEPS, norms, wanda_map
-from tests.erase.snapshots import parameter, raw, snapshot
+from tests.erase.snapshots import edit_of, parameter, random_mask, raw, snapshot
 
 FIRST = "text_encoder.text_model.encoder.layers.0.mlp.fc2.weight"
 SECOND = "text_encoder_2.text_model.encoder.layers.0.mlp.fc2.weight"
@@ -62,6 +62,15 @@ def test_neurons_of_both_text_encoders_can_be_pruned(pipe, in_text):
         assert picture(pipe) != plain
         masked = in_text.report["layers"][SECOND]["masked"]
         assert int((parameter(pipe, SECOND) == 0).sum()) == masked > 0
+
+
+def test_the_last_layer_counts_only_in_the_second_encoder(pipe):
+    """SDXL reads the last hidden state but one, and the pooled vector of the second encoder."""
+    plain = picture(pipe)
+    for param, same in ((FIRST, True), (SECOND, False)):
+        last = param.replace("layers.0", "layers.1")
+        with edit_of(pipe, random_mask(pipe, last, share=0.9)).applied(pipe):
+            assert (picture(pipe) == plain) is same
 
 
 def test_an_edit_in_force_is_part_of_what_a_run_was_made_on(pipe, in_text, tmp_path):
