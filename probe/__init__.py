@@ -30,7 +30,9 @@ _EXPORTS = {
     "lineage": "provenance",
     "Site": "_sites",
     "sites": "_sites",
-    "StopForward": "_trace",
+    "Layout": "_branches",
+    "layout_of": "_branches",
+    "StopForward": "_trace_hooks",
     "Trace": "_trace",
     "TraceDict": "_trace",
     "load": "_load",
@@ -60,6 +62,8 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from ._branches import Layout as Layout
+    from ._branches import layout_of as layout_of
     from ._evaluate import evaluate as evaluate
     from ._evaluate import read_results as read_results
     from ._evaluate import result_images as result_images
@@ -74,9 +78,9 @@ if TYPE_CHECKING:
     from ._samples import samples as samples
     from ._sites import Site as Site
     from ._sites import sites as sites
-    from ._trace import StopForward as StopForward
     from ._trace import Trace as Trace
     from ._trace import TraceDict as TraceDict
+    from ._trace_hooks import StopForward as StopForward
     from ._trajectories import trajectories as trajectories
     from ._trajectory import Trajectory as Trajectory
     from .detect import Detector as Detector

@@ -32,7 +32,7 @@ class Call:
     - ``samples``: rows of the table that this batch holds
     - ``step``: index of the UNet call, 0 for text encoders; ``timestep``: the scheduler's value, NaN for text encoders
     - ``layout``: branches and samples of the rows, in order; a pipeline encodes its cond prompts first and uncond in a
-      second call, so a text encoder's layout has one branch
+      second call, so a text encoder's layout has one branch. SDXL makes no second call without a negative prompt
     """
 
     component: str
@@ -83,7 +83,8 @@ def generate(
     Args:
         pipe: a Stable Diffusion pipeline, edited or not.
         samples: one row a sample: ``prompt``, ``seed`` and, where given, ``negative_prompt`` and ``guidance`` (missing
-            values mean none and the argument).
+            values mean none and the argument). SDXL takes zeros, not the encoding of an empty text, where there is no
+            negative prompt, as its ``force_zeros_for_empty_prompt`` says.
         steps: denoising steps asked of the scheduler; `timesteps` tells the UNet calls these make.
         guidance: classifier-free guidance scale; 1 or less generates unguided.
         batch_size: samples in one pipeline call. A change of guidance, or from none to some negative prompt, ends a
@@ -104,6 +105,8 @@ def generate(
     size = image_size(pipe, height, width)
     if getattr(pipe, "safety_checker", None) is not None:
         logger.warning("the safety checker of this pipeline blackens images; probe.load leaves it out")
+    if getattr(pipe, "watermark", None) is not None:
+        logger.warning("this pipeline puts a watermark into images; probe.load leaves it out")
     images = np.zeros((len(samples), *(size if decode else (0, 0)), 3), np.uint8)
     total = len(samples)
     with sampling(pipe), progress_bar(progress, total, "images", unit="img") as advance:
@@ -217,13 +220,18 @@ def _call(pipe: Any, batch: Batch, steps: int, size: tuple[int, int], decode: bo
 
 @contextmanager
 def sampling(pipe: Any) -> Iterator[None]:
-    """A copy of the scheduler, eval mode and no inner bars for the block; everything as it was afterwards."""
+    """A copy of the scheduler, eval mode and no inner bars for the block; everything as it was afterwards.
+
+    SDXL also decodes in float32 and casts its VAE back, unless an error comes first.
+    """
     import torch
 
     scheduler = pipe.scheduler
     modules = [m for part in pipe.components.values() if isinstance(part, torch.nn.Module) for m in part.modules()]
     training = [module for module in modules if module.training]
     bar = vars(pipe).get("_progress_bar_config")
+    vae = getattr(pipe, "vae", None)
+    vae_dtype = getattr(vae, "dtype", None)
     pipe.scheduler = copy.deepcopy(scheduler)
     for module in training:
         module.training = False
@@ -232,6 +240,8 @@ def sampling(pipe: Any) -> Iterator[None]:
         yield
     finally:
         pipe.scheduler = scheduler
+        if vae is not None and vae.dtype != vae_dtype:
+            vae.to(vae_dtype)
         for module in training:
             module.training = True
         if bar is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     config: str | Path | None = None,
 ) -> StableDiffusionPipeline:
-    """A pipeline in eval mode, without safety checker.
+    """A pipeline in eval mode, without safety checker or watermark.
 
     Args:
         model: ``"emoji"`` (embedded), a folder in diffusers layout, a hub id such as
@@ -118,10 +119,13 @@ def _build(
 
     if "safety_checker" in optional:
         options |= {"safety_checker": None, "requires_safety_checker": False}
+    class_ = getattr(diffusers, pipeline)
+    if "add_watermarker" in inspect.signature(class_).parameters:
+        options["add_watermarker"] = False  # by default pictures depend on whether a further package is installed
     options |= compat.dtype_argument(dtype)
     try:
         with compat.quiet_libraries():
-            return getattr(getattr(diffusers, pipeline), how)(str(path), local_files_only=True, **options)
+            return getattr(class_, how)(str(path), local_files_only=True, **options)
     except ImportError:  # a package that is not installed
         raise
     except Exception as error:  # each library has its own for what it cannot read, tokenizers a bare Exception

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from probe import _axis, compat, formats, provenance
-from probe._branches import GUIDED, UNGUIDED
+from probe._branches import GUIDED, UNGUIDED, empty_prompt, unencoded
 from probe._chunks import Ragged, readable_size, sample_chunk, unit_size
 from probe._grids import latent_size
 from probe._inputs import Inputs, Settings
 from probe._kept import Frame, Kept, Mapped, Probabilities, Reduced
+from probe._recorder import Recorder
 from probe._run import Run
 from probe._samples import digest
 from probe._sites import Site
@@ -118,6 +119,11 @@ class Plan:
         """Bytes that so many samples take, before compression."""
         return sum(group.size(samples) for group in self.stored_groups(coordinates=False))
 
+    def absent(self, recorder: Recorder, table: pd.DataFrame) -> int:
+        """How many (sample, branch) of these samples a recorder never sees: uncond text that the pipeline zeroes."""
+        text = recorder.component.startswith("text_encoder")
+        return unencoded(self.pipe, table["negative_prompt"]) if text and self.branches == GUIDED else 0
+
     def create(self, path: Path, *, replace: bool) -> RunStore:
         """Make the empty run at ``path``."""
         unit, groups = self.unit, self.stored_groups()
@@ -185,6 +191,7 @@ def model_identity(pipe: Any, components: Sequence[str], *, vae: bool) -> dict[s
     context = [name for name in ("text_encoder", "text_encoder_2", "unet") if getattr(pipe, name, None) is not None]
     context += ["vae"] if vae else []
     return {
+        **empty_prompt(pipe),
         "scheduler": {"name": type(pipe.scheduler).__name__, **compat.clean_config(pipe.scheduler)},
         "lineage": provenance.lineage(pipe),
         "model": model.to_json(components),

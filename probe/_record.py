@@ -77,9 +77,10 @@ def record(
         prompts: strings, or a table of samples (see `probe.samples`, which also explains ``seeds``,
             ``seeds_per_prompt``, ``concept``, ``split`` and ``negative_prompt``).
         out: the run's folder.
-        sites: as in `probe.sites`. Reduced are ``ffn`` (group ``unet``), ``mlp`` (``text_encoder``) and ``xattn.out``
-            (``xattn_out``); ``xattn.k`` and ``xattn.v`` are kept once a run (``xattn_k``, ``xattn_v``), attention
-            probabilities ``xattn.prob`` as maps.
+        sites: as in `probe.sites`. Reduced are ``ffn`` (group ``unet``), ``mlp`` (``text_encoder``, ``text_encoder_2``)
+            and ``xattn.out`` (``xattn_out``); ``xattn.k`` and ``xattn.v`` are kept once a run (``xattn_k``,
+            ``xattn_v``), attention probabilities ``xattn.prob`` as maps. SDXL encodes no text for a branch uncond
+            without negative prompt: NaN there.
         reduce: reducers, see `probe._reduce.reducer`; the default is enough for every score.
         topk: how many token rows the reducer ``topk`` keeps.
         maps: activations that are kept at every token row too: site (name, glob or kind) -> list of units, or
@@ -213,7 +214,7 @@ def _make(
     listeners = Listeners(tell, None if between is None else between.on_step, advance)
     with ExitStack() as hooks:
         values = {
-            name: dict(hooks.enter_context(recorder.recording(plan.pipe, table)))
+            name: dict(hooks.enter_context(recorder.recording(plan.pipe, table, plan.absent(recorder, table))))
             for name, recorder in recorders.items()
         }
         images = plan.inputs.run(plan.pipe, table, rows, plan.settings, listeners, plan.decode)

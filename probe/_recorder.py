@@ -53,9 +53,10 @@ class Recorder:
         self._on_the_way: list[tuple[Any, torch.Tensor, _Write]] = []
 
     @contextmanager
-    def recording(self, pipe: Any, table: pd.DataFrame) -> Iterator[Mapping[str, np.ndarray]]:
+    def recording(self, pipe: Any, table: pd.DataFrame, absent: int = 0) -> Iterator[Mapping[str, np.ndarray]]:
         """Hooks in place for the block, for the samples of ``table``; gives the buffers ``array -> (s ...)``.
 
+        ``absent`` (sample, branch) are known never to run, and stay NaN: SDXL's uncond text without negative prompt.
         The hooks are registered last, so they see what hooks of edits have made of an activation.
         """
         n_samples = len(table)
@@ -68,7 +69,7 @@ class Recorder:
             yield self._buffers
             self._finish_call()
             self._arrive()
-        expected = n_samples * len(self.branches) * self._steps
+        expected = n_samples * len(self.branches) * self._steps - absent
         if self._recorded != expected:
             given = f"{self._recorded} of {expected} (sample, branch, step)"
             raise NeverFired(f"{self.component} was called less often than the sampler announced", given=given)

@@ -88,6 +88,18 @@ def test_info_tells_kinds_apart(
     assert out
 
 
+def test_info_of_a_model_counts_its_sites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = probe.compat.save_pipeline(tiny_pipeline("sdxl"), tmp_path / "xl")
+    found = document(capsys, "probe", "info", folder)
+    assert list(found["parameters"]) == ["text_encoder", "text_encoder_2", "unet", "vae"]
+    assert len(found["sites"]) == 2 + 2 + 11 * 5
+    _, out, _ = call(capsys, "probe", "info", folder)
+    rows = [line.split() for line in out.splitlines()]
+    assert any({"text_encoder_2", "mlp", "2", "192", "96"} <= set(row) for row in rows)
+    assert any({"unet", "ffn", "11", "2432", "128", "256"} <= set(row) for row in rows)
+    assert len(rows) < 25  # not one a site
+
+
 def test_info_without_an_argument_states_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch" in document(capsys, "probe", "info")["versions"]
     assert "torch" in call(capsys, "probe", "info")[1]

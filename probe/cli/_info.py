@@ -57,7 +57,16 @@ def _model(task: Task, what: str) -> None:
     }
     sizes = {name: f"{n / 1e6:.2f} M parameters" for name, n in parameters.items()}
     text = _rows({"pipeline": document["pipeline"], "scheduler": document["scheduler"], "dtype": print_.dtype, **sizes})
-    task.result(document, text, _table(sites, ("order", "name", "kind", "width")))
+    task.result(document, text, _sites(sites))
+
+
+def _sites(sites: list[dict[str, Any]]) -> Any:
+    """One row a component and kind: SDXL has hundreds of sites, and `--json` lists them all."""
+    import pandas as pd
+
+    by_kind = pd.DataFrame(sites).groupby(["component", "kind"], sort=False)
+    rows = by_kind["width"].agg(sites="size", units="sum", narrowest="min", widest="max")
+    return rows.assign(first=by_kind["name"].first()).reset_index()
 
 
 def _run(task: Task, what: str) -> None:
@@ -145,9 +154,3 @@ def _result(task: Task, what: str) -> None:
 def _rows(values: dict[str, Any]) -> str:
     width = max(map(len, values))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
-
-
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:
-    import pandas as pd
-
-    return pd.DataFrame(rows)[list(columns)]

@@ -109,6 +109,7 @@ class Recorded:
             "sites": [site.name for site in self.sites],
             **{key: self.identity[key] for key in (*SAMPLING, "lineage")},
             "inputs": {k: v for k, v in self.identity.get("inputs", {}).items() if k not in ("id", "sha256")},
+            **{key: self.identity[key] for key in ("empty_prompt",) if key in self.identity},  # SDXL has it
             "weights": {name: value for name, value in weights.items() if name != "vae"},
             "architecture": self.model["architecture"],
         }
