@@ -40,6 +40,7 @@ _EXPORTS = {
     "open_run": "_run",
     "verify": "_run",
     "record": "_record",
+    "rechunk": "_rechunk",
     "samples": "_samples",
     "generate": "_generate",
     "score": "scores",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from ._generate import generate as generate
     from ._load import load as load
     from ._neuron_map import NeuronMap as NeuronMap
+    from ._rechunk import rechunk as rechunk
     from ._record import record as record
     from ._run import Run as Run
     from ._run import by_site as by_site

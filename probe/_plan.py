@@ -15,10 +15,12 @@ from probe import _axis, compat, formats, provenance
 from probe._branches import GUIDED, UNGUIDED
 from probe._chunks import Extent, sample_chunk, unit_size
 from probe._generate import timesteps
+from probe._groups import Group
+from probe._places import Place
 from probe._reduce import Reducer
 from probe._samples import digest
 from probe._sites import Site
-from probe._store import Group, RunStore
+from probe._store import RunStore
 from probe.errors import BadInput
 
 
@@ -108,34 +110,53 @@ class Plan:
         """Whether a group has a step axis: text encoders run once."""
         return not group.startswith("text_encoder")
 
-    def create(self, path: Path, *, replace: bool) -> RunStore:
-        """Make the empty run at ``path``."""
-        extents = {
+    @cached_property
+    def extents(self) -> dict[str, Extent]:
+        """What each group stores of one sample and branch."""
+        return {
             name: Extent(len(self.timesteps) if self.has_steps(name) else 1, tuple(site.width for site in sites))
             for name, sites in self.groups.items()
         }
-        unit = unit_size(list(extents.values()), self.batch_size)
+
+    @cached_property
+    def unit(self) -> int:
+        """Samples that are made, written and marked done together."""
+        return unit_size(list(self.extents.values()), self.batch_size)
+
+    def stored_groups(self, *, coordinates: bool = True) -> list[Group]:
+        """The groups of the run; without ``coordinates`` no weight is read, as an estimate wants it."""
+        groups = [self._group(name, extent, self.unit, coordinates) for name, extent in self.extents.items()]
+        return [*groups, *self._image_group(self.unit)]
+
+    def size_of(self, samples: int) -> int:
+        """Bytes that so many samples take, before compression."""
+        return sum(group.size(samples) for group in self.stored_groups(coordinates=False))
+
+    def create(self, path: str | Path | Place, *, replace: bool) -> RunStore:
+        """Make the empty run at ``path``."""
         stamp = provenance.stamp(self.identity)
         return RunStore.create(
             path,
             identity=stamp["identity"],
             info=stamp["info"],
             id=stamp["id"],
-            unit=unit,
+            unit=self.unit,
             samples=self.table,
             sites=_site_table(self.groups),
-            groups=[*(self._group(name, extent, unit) for name, extent in extents.items()), *self._image_group(unit)],
+            groups=self.stored_groups(),
             replace=replace,
         )
 
-    def _group(self, name: str, extent: Extent, unit: int) -> Group:
+    def _group(self, name: str, extent: Extent, unit: int, coordinates: bool) -> Group:
         sites, stepped = self.groups[name], self.has_steps(name)
-        coords: dict[str, tuple[str, np.ndarray]] = {
-            "branch": ("branch", np.array(self.branches, object)),
-            **({"timestep": ("step", self.timesteps)} if stepped else {}),
-            **_axis.coordinates(sites),
-            "fan_out": ("neuron", np.concatenate([fan_out(self.pipe, site) for site in sites])),
-        }
+        coords: dict[str, tuple[str, np.ndarray]] = {}
+        if coordinates:
+            coords = {
+                "branch": ("branch", np.array(self.branches, object)),
+                **({"timestep": ("step", self.timesteps)} if stepped else {}),
+                **_axis.coordinates(sites),
+                "fan_out": ("neuron", np.concatenate([fan_out(self.pipe, site) for site in sites])),
+            }
         middle = (extent.steps,) if stepped else ()
         return Group(
             name=name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,20 +13,25 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from probe import provenance
-from probe._files import occupied
+from probe._estimate import Estimate, check_size, estimate
 from probe._generate import Call, generate, image_size
+from probe._locks import Rank
+from probe._opening import open_or_create
 from probe._options import validated
+from probe._places import place_of
 from probe._plan import Plan
 from probe._progress import progress_bar
 from probe._recorder import Recorder
 from probe._reduce import Reducer, reducer
 from probe._run import Run, by_site, open_run, verify
-from probe._samples import samples, starts_with
+from probe._samples import samples
 from probe._sites import sites as find_sites
 from probe._store import RunStore
-from probe.errors import BadInput, HeaderMismatch, StoreDamaged
+from probe._writer import Writer
+from probe.errors import BadInput
 from probe.protocols import Progress
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Run", "by_site", "open_run", "record", "samples", "verify"]
 
@@ -52,6 +59,8 @@ def record(
     detector: Any = None,
     concept: Any = None,
     split: str | None = None,
+    max_gb: float = 100.0,
+    durable: bool = False,
     progress: Progress = True,
     force: bool = False,
     extend: bool = False,
@@ -66,20 +75,80 @@ def record(
         pipe: a Stable Diffusion pipeline, edited or not; nothing of it is changed.
         prompts: strings, or a table of samples (see `probe.samples`, which also explains ``seeds``,
             ``seeds_per_prompt``, ``concept``, ``split`` and ``negative_prompt``).
-        out: the run's folder.
+        out: the run's folder, or a URL that fsspec knows (``s3://bucket/run``), which must have one writer.
         sites: as in `probe.sites`; kinds ``ffn``, ``mlp`` (group ``text_encoder``) and ``xattn.out`` (``xattn_out``).
         reduce: reducers, see `probe._reduce.reducer`; the default is enough for every score.
         steps, guidance, batch_size, height, width: as in `probe.generate`.
         images: keep the pictures; ``"auto"`` does up to 128 x 128 pixels.
         detector: a judge (`probe.detector`) whose score of each sample's concept becomes the coordinate ``shown``.
+        max_gb: the largest run to begin, in 10^9 bytes before compression.
+        durable: wait for the disk (fsync) before a unit counts as done; then it survives a power cut, too.
         progress: True, False or a function of (done, total) samples.
         force: replace the run that is at ``out``.
         extend: allow a sample list that starts with the stored one.
 
-    Raises `BadInput` for arguments that cannot work and for an ``out`` that is something else, `HeaderMismatch`
-    naming the key in which a run at ``out`` differs, `UnknownName` for sites and reducers, `WorkbenchError` when the
-    disk is full or another process is recording there.
+    Under ``torchrun`` or ``accelerate launch`` all ranks call this with the same arguments: rank r makes the units u
+    with u % world == r, and each returns when its own are done.
+
+    Raises `BadInput` for arguments that cannot work, for a run over ``max_gb`` and for an ``out`` that is something
+    else, `HeaderMismatch` naming the key in which a run at ``out`` differs, `UnknownName` for sites and reducers,
+    `WorkbenchError` when the disk is full or another process is recording there.
     """
+    plan, judge = _planned(
+        pipe,
+        prompts,
+        sites=sites,
+        reduce=reduce,
+        steps=steps,
+        seeds=seeds,
+        seeds_per_prompt=seeds_per_prompt,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+        height=height,
+        width=width,
+        images=images,
+        detector=detector,
+        concept=concept,
+        split=split,
+    )
+    place, rank = place_of(out), Rank.of_environment()
+    check_size(plan, max_gb)
+    store = open_or_create(place, plan, force=force, extend=extend, rank=rank)
+    with store.locked(rank):
+        store.forget(bad.unit for bad in store.missing() if rank.owns(bad.unit))
+        _fill(store, plan, judge, rank, progress, durable=durable)
+    return Run(store.path)
+
+
+def dry_run(pipe: Any, prompts: Any, *, out: str | Path, **options: Any) -> Estimate:
+    """What `record` would do with these arguments; nothing is written.
+
+    ``pipe`` may be `probe._skeleton.skeleton`, whose networks have no weights.
+    """
+    return estimate(_planned(pipe, prompts, **options)[0], place_of(out))
+
+
+def _planned(
+    pipe: Any,
+    prompts: Any,
+    *,
+    sites: str | Sequence[str] = "ffn",
+    reduce: str | Sequence[str] = ("unit_norm", "absmean"),
+    steps: int = 30,
+    seeds: int | Sequence[int] = 0,
+    seeds_per_prompt: int | None = None,
+    guidance: float = 7.5,
+    negative_prompt: str | None = None,
+    batch_size: int = 8,
+    height: int | None = None,
+    width: int | None = None,
+    images: bool | Literal["auto"] = "auto",
+    detector: Any = None,
+    concept: Any = None,
+    split: str | None = None,
+) -> tuple[Plan, _Judge | None]:
+    """Everything that is decided before the first image."""
     table = samples(
         prompts, seeds, seeds_per_prompt=seeds_per_prompt, concept=concept, split=split, negative_prompt=negative_prompt
     )
@@ -99,16 +168,39 @@ def record(
         keep_images=max(size) <= _SMALL if images == "auto" else images,
         detector_id=None if judge is None else judge.id,
     )
-    store = _open_or_create(Path(out), plan, force=force, extend=extend)
-    with store.locked(), progress_bar(progress, store.n_samples, "recording", unit="img") as advance:
-        store.forget(store.missing())
-        pending = [store.rows(int(unit)) for unit in np.flatnonzero(~store.done)]
-        advance(store.n_samples - sum(rows.stop - rows.start for rows in pending))
-        for rows in pending:
-            values, token_rows = _make(plan, judge, table.iloc[rows].reset_index(drop=True), advance)
-            store.set_rows(token_rows)  # before any flag: whoever reads a done unit needs it
-            store.write(rows.start // store.unit, values)
-    return Run(store.path)
+    return plan, judge
+
+
+def _fill(store: RunStore, plan: Plan, judge: _Judge | None, rank: Rank, progress: Progress, *, durable: bool) -> None:
+    """Make and write this rank's units that are not done: unit u + 1 is made while unit u is written."""
+    own = [unit for unit in range(store.n_units) if rank.owns(unit)]
+    pending = [unit for unit in own if not store.done[unit]]
+    count = {unit: store.rows(unit).stop - store.rows(unit).start for unit in own}
+    total, left = sum(count.values()), sum(count[unit] for unit in pending)
+    if rank.world > 1:
+        logger.info("rank %d of %d: %d of %d units to make", rank.index, rank.world, len(pending), len(own))
+        progress = progress if callable(progress) else progress and rank.first
+    start = time.perf_counter()
+    try:
+        with Writer(store, durable=durable) as writer, progress_bar(progress, total, "recording", "img") as advance:
+            advance(total - left)
+
+            def made(n: int) -> None:
+                writer.check()
+                advance.note(f"{writer.rate:.0f} MB/s to disk" if writer.bytes else "")
+                advance(n)
+
+            for unit in pending:
+                values, token_rows = _make(plan, judge, plan.table.iloc[store.rows(unit)].reset_index(drop=True), made)
+                writer.put(unit, values, token_rows)
+    except KeyboardInterrupt:
+        kept = int(np.repeat(store.done, store.unit)[: store.n_samples].sum())
+        text = "recording interrupted: %d of %d samples are kept at %s; repeat the same call to resume"
+        logger.warning(text, kept, store.n_samples, store.path)
+        raise
+    seconds = time.perf_counter() - start
+    rate = left / seconds if seconds else 0.0
+    logger.info("%d samples in %.1f s: %.2f samples/s, written at %.0f MB/s", left, seconds, rate, writer.rate)
 
 
 @dataclass(frozen=True)
@@ -183,45 +275,6 @@ def _make(
     for arrays in values.values():
         arrays["shown"] = shown
     return values, {name: rows for recorder in recorders.values() for name, rows in recorder.token_rows.items()}
-
-
-def _open_or_create(path: Path, plan: Plan, *, force: bool, extend: bool) -> RunStore:
-    if not occupied(path):
-        return plan.create(path, replace=False)
-    try:
-        store = RunStore(path)
-    except StoreDamaged as error:
-        raise BadInput("the output path exists and is no run", given=str(path), fix="choose another path") from error
-    if force:
-        with store.locked():  # nobody is writing into what is about to go
-            pass
-        return plan.create(path, replace=True)
-    if extend and plan.identity["samples"] != store.identity["samples"]:
-        return _extend(store, plan)
-    _check_identity(store, plan, [*plan.identity])
-    return store
-
-
-def _extend(store: RunStore, plan: Plan) -> RunStore:
-    _check_identity(store, plan, [key for key in plan.identity if key != "samples"])
-    stored = Run(store.path).samples.drop(columns="shown")
-    if not starts_with(plan.table, stored):
-        given = f"{len(plan.table)} samples"
-        expected = f"the {len(stored)} stored samples, then others"
-        raise HeaderMismatch("a run is extended by a list that starts with its own", given=given, expected=expected)
-    stamp = provenance.stamp(plan.identity)
-    with store.locked():
-        return store.extend(identity=stamp["identity"], id=stamp["id"], samples=plan.table)
-
-
-def _check_identity(store: RunStore, plan: Plan, keys: Sequence[str]) -> None:
-    try:
-        provenance.check_same(store.identity, plan.identity, f"another run is at {store.path}", keys)
-    except HeaderMismatch as error:
-        fix = "record into another folder, or replace this run with force=True"
-        if ": samples" in error.what:
-            fix += "; extend=True allows samples to be added at the end"
-        raise HeaderMismatch(error.what, given=error.given, expected=error.expected, fix=fix) from None
 
 
 def _reducers(names: str | Sequence[str]) -> list[Reducer]:

@@ -1,11 +1,13 @@
-"""probe record and probe verify: runs, from the model to the disk."""
+"""probe record, verify and rechunk: runs, from the model to the disk."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from probe._chunks import readable_size
 from probe._terminal import Task, command, from_signature
 from probe.cli._app import app
 from probe.cli._prompts import of_concept, read_prompts
@@ -17,6 +19,7 @@ _OPTIONS = from_signature(
     verbatim=("negative_prompt",),
     flags={"seeds": ("--seed",)},
 )
+_RECHUNK = from_signature("probe._rechunk:rechunk", leave_out=("out", "progress", "force"))
 
 
 @command(app, "record", options=_OPTIONS, model=True, out=True)
@@ -40,19 +43,40 @@ def record(
             raise BadInput("there are no prompts", fix='probe record "a photo of a church" ..., or --concept church')
         config["concept"], chosen = of_concept(world, name, config.get("split"), references)
         config["split"] = config.get("split") or ("explicit" if references is None else None)
+    out = task.shared["out"]  # a folder or a URL
     if task.dry_run:
-        return task.plan(prompts=len(chosen))
+        return _plan(task, chosen, out, config)
     if config.get("detector") is not None:
         config["detector"] = probe.detector(config["detector"])
-    run = probe.record(task.pipeline(), chosen, out=task.out, progress=task.progress, force=task.force, **config)
-    document = {"run": run.path, "id": run.id, "samples": run.n_samples, "groups": run.groups}
+    run = probe.record(task.pipeline(), chosen, out=out, progress=task.progress, force=task.force, **config)
+    document = {"run": run.path, "id": run.id, "samples": run.n_samples, "done": run.done, "groups": run.groups}
     return task.result(document, f"{run.path}: run {run.id}, {run.n_samples} samples, {', '.join(run.groups)}")
+
+
+def _plan(task: Task, chosen: Any, out: str, config: dict[str, Any]) -> None:
+    """What would be recorded, from the model's configs: no weight is read, nothing is written."""
+    import pandas as pd
+
+    from probe._record import dry_run
+    from probe._skeleton import skeleton
+
+    config = {key: value for key, value in config.items() if key not in ("max_gb", "durable", "extend", "detector")}
+    model = task.shared["model"]
+    pipe = task.pipeline() if Path(model).is_file() else skeleton(model)
+    plan = dry_run(pipe, chosen, out=out, **config)
+    frame = pd.DataFrame(plan.arrays)
+    frame["bytes"] = [readable_size(size) for size in frame["bytes"]]
+    for name in ("dims", "shape", "chunk"):
+        frame[name] = [" ".join(map(str, row)) for row in frame[name]]
+    arguments = {"model": model, **task.defaults, **task.config, "out": out}
+    document = {"dry_run": True, "arguments": arguments, "plan": plan.to_dict()}
+    task.result(document, "\n".join([f"would run {task.command}", *plan.lines()]), frame)
 
 
 @command(app, "verify")
 def verify(
     task: Task,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="folder of a run")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="folder or URL of a run")],
     repair: Annotated[
         bool, typer.Option("--repair", help="mark bad units as not done; recording again makes them")
     ] = False,
@@ -63,7 +87,30 @@ def verify(
     bad = probe.verify(run, repair=repair)
     if bad and not repair:
         raise probe.StoreDamaged(
-            f"{len(bad)} chunks are missing or damaged", given=", ".join(bad[:3]), fix=f"probe verify {run} --repair"
+            f"{len(bad)} chunks are missing or damaged",
+            given=", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else ""),
+            fix=f"probe verify {run} --repair",
         )
-    text = f"{len(bad)} chunks marked; repeat the same record command" if bad else "every chunk can be read"
-    task.result({"run": run, "bad": bad, "repaired": repair}, text)
+    rows = [
+        {"chunk": b.chunk, "unit": b.unit, "first": b.samples[0], "last": b.samples[-1], "sites": list(b.sites)}
+        for b in bad
+    ]
+    lines = [f"{len(bad)} chunks marked; repeat the same record command", *map(str, bad)]
+    text = "\n".join(lines) if bad else "every chunk can be read"
+    task.result({"run": run, "bad": rows, "repaired": repair}, text)
+
+
+@command(app, "rechunk", options=_RECHUNK, out=True)
+def rechunk(
+    task: Task,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="folder or URL of a finished run")],
+) -> None:
+    """Copy a run so that reading one neuron over all samples is quick."""
+    import probe
+
+    out = task.shared["out"]
+    if task.dry_run:
+        return task.plan(run=run)
+    made = probe.rechunk(run, out=out, progress=task.progress, force=task.force, **task.config)
+    document = {"run": made.path, "id": made.id, "from": run, "by": made.rechunked, "groups": made.groups}
+    return task.result(document, f"{made.path}: run {made.id}, rechunked by {made.rechunked}")
