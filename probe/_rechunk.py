@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,21 +66,25 @@ def rechunk(
     source.check_coordinates()
     with target.creating():
         _check_target(source, target, force)
-        arrays = [(group, name) for group in source.groups for name, _ in sorted(source.root[group].arrays())]
-        total = sum(source.root[f"{group}/{name}"].nbytes for group, name in arrays)
+        # opened here, so that zarrs reads them where it may; what is written goes through zarr
+        with decoding("auto", local=isinstance(source.place, Folder)):
+            arrays = {group: dict(sorted(source.root[group].arrays())) for group in (*source.groups, "sites")}
+        total = sum(array.nbytes for members in arrays.values() for array in members.values())
         check_room(target, total)
         with (
             target.written(replace=force) as store,
             disk_errors(target.path),
             zarr.config.set({"array.write_empty_chunks": True}),
-            decoding("auto", local=isinstance(source.place, Folder) and isinstance(target, Folder)),
             progress_bar(progress, total, "rechunking", "B") as advance,
         ):
             root = zarr.create_group(store, zarr_format=3, attributes={"unfinished": True})
             put(root, "done", np.ones(1, np.uint8), ("unit",), (1,))
-            _copy_group(source, root, "sites", advance, max_memory_mb)
-            for group in source.groups:
-                _copy_group(source, root, group, advance, max_memory_mb)
+            for group, members in arrays.items():
+                made = root
+                for part in group.split("/"):
+                    made = made.require_group(part)
+                made.attrs.put(dict(source.root[group].attrs))
+                _copy_arrays(members, made, advance, max_memory_mb * MEGABYTE)
             attributes = dict(source.root.attrs) | {"unit": source.n_samples, "groups": source.groups}
             found = {"nonfinite": source.nonfinite} if source.nonfinite else {}
             attributes |= {"info": {**source.info, **found}, "rechunked": by, "every_chunk": True}
@@ -104,12 +108,8 @@ def _check_target(source: RunStore, target: Any, force: bool) -> None:
         raise BadInput("another run is here", given=str(target.path), fix=fix)
 
 
-def _copy_group(source: RunStore, root: Any, group: str, advance: Advance, max_memory_mb: int) -> None:
-    made = root
-    for part in group.split("/"):
-        made = made.require_group(part)
-    made.attrs.put(dict(source.root[group].attrs))
-    for name, array in sorted(source.root[group].arrays()):
+def _copy_arrays(arrays: Mapping[str, Any], made: Any, advance: Advance, limit: int) -> None:
+    for name, array in arrays.items():
         dims = array.metadata.dimension_names
         if dims[0] != "sample" or len(dims) == 1:
             put(made, name, np.asarray(array[:]), dims)
@@ -119,7 +119,7 @@ def _copy_group(source: RunStore, root: Any, group: str, advance: Advance, max_m
         chunk = neuron_chunk(array.shape, dims, array.dtype.itemsize) if neuronal else array.chunks
         variable = Variable(name, str(array.dtype), dims[1:], array.shape[1:], chunk)
         copy = create_array(made, variable, array.shape[0], [Crc32cCodec()] if neuronal else None)
-        for block in blocks(array.shape, array.chunks, chunk, array.dtype.itemsize, max_memory_mb * MEGABYTE):
+        for block in blocks(array.shape, array.chunks, chunk, array.dtype.itemsize, limit):
             values = np.asarray(array[block])
             copy[block] = values
             advance(values.nbytes)
