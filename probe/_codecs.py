@@ -33,15 +33,15 @@ def compressors(dtype: Any = None) -> list[Any]:
 
 
 @contextmanager
-def decoding(codecs: Codecs, *, local: bool = True) -> Iterator[None]:
+def decoding(codecs: Codecs, *, faster: bool = True) -> Iterator[None]:
     """Arrays opened inside the block are read through zarr's or zarrs' pipeline.
 
-    ``"auto"`` takes zarrs where it is installed and the files are local. Raises `MissingExtra` for ``"zarrs"`` without.
+    ``"auto"`` takes zarrs where it is installed and ``faster``: it is made for whole chunks of local files. Raises `MissingExtra` for ``"zarrs"`` without.
     """
     if codecs == "zarrs" and not _installed():
         fix = "pip install 'neuron-workbench[fast]'"
         raise MissingExtra("zarrs is not installed", given='codecs="zarrs"', fix=fix)
-    if codecs == "zarr" or (codecs == "auto" and not (local and _installed())):
+    if codecs == "zarr" or (codecs == "auto" and not (faster and _installed())):
         yield
         return
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):

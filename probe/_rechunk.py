@@ -67,7 +67,7 @@ def rechunk(
     with target.creating():
         _check_target(source, target, force)
         # opened here, so that zarrs reads them where it may; what is written goes through zarr
-        with decoding("auto", local=isinstance(source.place, Folder)):
+        with decoding("auto", faster=isinstance(source.place, Folder)):
             arrays = {group: dict(sorted(source.root[group].arrays())) for group in (*source.groups, "sites")}
         total = sum(array.nbytes for members in arrays.values() for array in members.values())
         check_room(target, total)

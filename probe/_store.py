@@ -171,14 +171,15 @@ class RunStore:
         between arrays and gives the unit up.
         """
         rows = self.rows(unit)
+        notes = self.root["nonfinite"] if "nonfinite" in self.root else None  # empty texts need no chunk: opened here
         with disk_errors(self.path), zarr.config.set({"array.write_empty_chunks": True}):
             for group, arrays in values.items():
                 for name, array in arrays.items():
                     if stop():
                         return
                     self.root[f"{group}/{name}"][rows] = array
-            if "nonfinite" in self.root:
-                self.root["nonfinite"][unit] = json.dumps(list(nonfinite)) if nonfinite else ""
+            if notes is not None:
+                notes[unit] = json.dumps(list(nonfinite)) if nonfinite else ""
             if durable:
                 files = [f for group, arrays in values.items() for n in arrays for f in self._files(group, n, unit)]
                 self.place.sync(files)

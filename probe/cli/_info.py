@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from probe._chunks import readable_size
 from probe._terminal import Task, command
 from probe.cli._app import app
 from probe.cli._kinds import kind_at
@@ -30,7 +31,9 @@ def info(
         found = circumstances()
         others = {key: value for key, value in found.items() if key != "versions"}
         return task.result(found, _rows({**found["versions"], **others}))
-    kind = kind_at(Path(what))
+    from probe._places import is_url
+
+    kind = "run" if is_url(what) else kind_at(Path(what))
     return {"run": _run, "neuron_map": _map, "edit": _edit, "result": _result}.get(kind or "", _model)(task, what)
 
 
@@ -62,18 +65,35 @@ def _run(task: Task, what: str) -> None:
     from probe import Run
 
     run = Run(what)
+    arrays, circumstances = run.arrays(), run.info
+    found = circumstances.pop("nonfinite", [])
     document = {
         "kind": "run",
         "id": run.id,
         "samples": run.n_samples,
         "done": run.done,
+        "unit": run.unit,
         "groups": run.groups,
+        "arrays": arrays,
+        "rechunked": run.rechunked,
+        "nonfinite": found,
         "identity": run.identity,
-        "info": run.info,
+        "info": circumstances,
     }
-    keys = ("steps", "guidance", "reducers", "lineage")
-    text = {"run": run.id, "samples": f"{run.done} of {run.n_samples} recorded", "groups": ", ".join(run.groups)}
-    task.result(document, _rows({**text, **{k: run.identity[k] for k in keys if k in run.identity}}))
+    text = {"run": run.id, "samples": f"{run.done} of {run.n_samples} recorded, in units of {run.unit}"}
+    text |= {key: run.identity[key] for key in ("steps", "guidance", "reducers", "lineage") if key in run.identity}
+    text["made"] = " ".join(str(circumstances[key]) for key in ("created", "system", "machine") if key in circumstances)
+    text["versions"] = ", ".join(f"{name} {value}" for name, value in circumstances.get("versions", {}).items())
+    if run.rechunked:
+        text["rechunked"] = f"by {run.rechunked}: read only"
+    if found:
+        text["NaN or inf"] = "; ".join(f"{e['site']}, steps {e['steps']}, samples {e['samples']}" for e in found[:5])
+    rows = [
+        {**array, **{key: " ".join(map(str, array[key])) for key in ("dims", "shape", "chunk")}}
+        | {"bytes": readable_size(array["bytes"])}
+        for array in arrays
+    ]
+    task.result(document, _rows(text), _table(rows, ("name", "dims", "shape", "chunk", "dtype", "bytes")))
 
 
 def _map(task: Task, what: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probe._record import record
 from probe._rechunk import blocks, neuron_chunk, rechunk
+from probe._record import record
 from probe._run import Run, open_run, verify
-from probe._store import RunStore
 from probe.errors import BadInput, StoreDamaged
 from probe.scores import score
 from tests.probe.conftest import TARGET
@@ -50,8 +49,9 @@ def test_damage_is_named_and_not_repaired(recorded, tmp_path):
     assert bad.chunk == "unet/absmean/c/0/0/0/0"
     with pytest.raises(BadInput, match="rechunk the run again"):
         verify(run, repair=True)
+    chunk.unlink()
     with pytest.raises(StoreDamaged, match="absmean"):
-        score(run, recorded.reference).dataset.load() if chunk.unlink() else open_run(run)
+        open_run(run)
 
 
 def test_what_cannot_be_rechunked_is_said(recorded, copied, tmp_path):
@@ -83,10 +83,11 @@ def test_a_neuron_of_a_thousand_samples_is_one_chunk_of_a_megabyte():
     assert neuron_chunk((3, 2, 2, 640), dims, 4) == (3, 2, 2, 640)
 
 
-sides = st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
+sides = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))
 
 
-@given(st.lists(sides, min_size=1, max_size=4), st.integers(1, 5000))
+@settings(deadline=None)
+@given(st.lists(sides, min_size=1, max_size=3), st.integers(1, 5000))
 def test_blocks_cover_an_array_once_in_whole_chunks_within_the_limit(axes, limit):
     shape, read, written = zip(*axes, strict=True)
     count = np.zeros(shape, int)

@@ -44,6 +44,29 @@ def test_the_next_unit_is_made_while_one_is_written(tmp_path, monkeypatch):
     assert verify(store.path) == []
 
 
+def put_once(writer):
+    put(writer, 0)
+
+
+def put_twice(writer):
+    put(writer, 0)
+    put(writer, 1)
+    raise AssertionError("the second put knows of the error of the first")
+
+
+def wait_and_check(writer):
+    put(writer, 0)
+    end = time.monotonic() + 10
+    while time.monotonic() < end:  # as the recorder does, batch by batch
+        writer.check()
+    raise AssertionError("an error is known without putting more")
+
+
+def interrupted(writer):
+    put(writer, 0)
+    raise KeyboardInterrupt
+
+
 def test_an_error_of_the_writer_is_the_callers(tmp_path, monkeypatch):
     store = empty(tmp_path / "run")
 
@@ -51,16 +74,9 @@ def test_an_error_of_the_writer_is_the_callers(tmp_path, monkeypatch):
         raise OSError(5, "the disk is gone")
 
     monkeypatch.setattr(RunStore, "write", broken)
-    with pytest.raises(OSError, match="the disk is gone"), Writer(store) as writer:
-        put(writer, 0)
-        end = time.monotonic() + 10
-        while time.monotonic() < end:  # as the recorder does, batch by batch
-            writer.check()
-    with pytest.raises(OSError, match="the disk is gone"), Writer(store) as writer:
-        put(writer, 0)
-        put(writer, 1)
-    with pytest.raises(OSError, match="the disk is gone"), Writer(store) as writer:
-        put(writer, 0)
+    for attempt in (wait_and_check, put_twice, put_once):
+        with pytest.raises(OSError, match="the disk is gone"), Writer(store) as writer:
+            attempt(writer)
     assert not RunStore(store.path).done.any()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("probe-writer")]
 
@@ -68,8 +84,7 @@ def test_an_error_of_the_writer_is_the_callers(tmp_path, monkeypatch):
 def test_what_was_put_is_written_when_the_run_ends_early(tmp_path):
     store = empty(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt), Writer(store) as writer:
-        put(writer, 0)
-        raise KeyboardInterrupt
+        interrupted(writer)
     assert RunStore(store.path).done.tolist() == [True, False, False]
 
 
@@ -93,9 +108,9 @@ def test_chunks_are_on_disk_before_a_durable_unit_is_done(tmp_path, monkeypatch)
     store.write(0, values(store.rows(0)), durable=True)
     (chunks, before), (flag, after) = events
     assert (before, after, flag) == (False, True, ["done/c/0"])
-    assert {f"unet/{name}/c/{s}/{b}/{n}" for name in ("norm", "max") for s in (0, 1) for b in (0, 1) for n in (0, 1)} < {
-        *chunks
-    }
+    assert {
+        f"unet/{name}/c/{s}/{b}/{n}" for name in ("norm", "max") for s in (0, 1) for b in (0, 1) for n in (0, 1)
+    } < {*chunks}
     assert "images/image/c/0/0/0/0" in chunks
     assert "unet/shown/c/0" in chunks
 
