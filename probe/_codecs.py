@@ -36,7 +36,8 @@ def compressors(dtype: Any = None) -> list[Any]:
 def decoding(codecs: Codecs, *, faster: bool = True) -> Iterator[None]:
     """Arrays opened inside the block are read through zarr's or zarrs' pipeline.
 
-    ``"auto"`` takes zarrs where it is installed and ``faster``: it is made for whole chunks of local files. Raises `MissingExtra` for ``"zarrs"`` without.
+    ``"auto"`` takes zarrs where it is installed and ``faster``: it is made for whole chunks of local files. Raises
+    `MissingExtra` for ``"zarrs"`` without.
     """
     if codecs == "zarrs" and not _installed():
         fix = "pip install 'neuron-workbench[fast]'"

@@ -215,7 +215,8 @@ def _dataset(store: RunStore, group: str, chunks: Chunks = None) -> xr.Dataset:
 
 
 def _opened(store: RunStore, group: str, chunks: Chunks) -> xr.Dataset:
-    options: dict[str, Any] = {"consolidated": False, "cache": False, "zarr_format": 3, "chunks": chunks}
+    options: dict[str, Any] = {"consolidated": False, "cache": False, "zarr_format": 3}
+    options["chunks"] = {} if chunks == "auto" else chunks  # of text dask cannot tell how large a chunk would be
     ds = xr.open_dataset(store.place.store(), engine="zarr", group=group, **options)
     named = str(store.root[group].attrs["coordinates"]).split()
     if absent := [name for name in named if name not in ds.coords]:
@@ -226,9 +227,10 @@ def _opened(store: RunStore, group: str, chunks: Chunks) -> xr.Dataset:
         text = coordinate.dtype.kind not in "iufb"  # objects, not numpy's StringDType: pandas and plots know them
         loaded = coordinate.variable.load()
         coords[name] = loaded.astype(object) if text else loaded
-    ordered = xr.Dataset(
-        {name: ds[name].variable for name in sorted(ds.data_vars, key=str)}, coords=coords, attrs=ds.attrs
-    )
+    variables = {name: ds[name].variable for name in sorted(ds.data_vars, key=str)}
+    if chunks == "auto":
+        variables = {name: variable.chunk("auto") for name, variable in variables.items()}
+    ordered = xr.Dataset(variables, coords=coords, attrs=ds.attrs)
     ordered.set_close(ds.close)
     return ordered
 

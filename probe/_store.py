@@ -171,7 +171,7 @@ class RunStore:
         between arrays and gives the unit up.
         """
         rows = self.rows(unit)
-        notes = self.root["nonfinite"] if "nonfinite" in self.root else None  # empty texts need no chunk: opened here
+        notes = self.root.get("nonfinite")  # opened here, where empty texts need no chunk; older runs have none
         with disk_errors(self.path), zarr.config.set({"array.write_empty_chunks": True}):
             for group, arrays in values.items():
                 for name, array in arrays.items():

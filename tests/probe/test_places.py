@@ -29,10 +29,9 @@ def s3(monkeypatch):
     boto3 = pytest.importorskip("boto3")
     server_module = pytest.importorskip("moto.server")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_module.ThreadedMotoServer(port=0)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    host = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104
     for name, value in {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
