@@ -44,6 +44,7 @@ _EXPORTS = {
     "record": "_record",
     "Trajectory": "_trajectory",
     "trajectories": "_trajectories",
+    "rechunk": "_rechunk",
     "samples": "_samples",
     "generate": "_generate",
     "score": "scores",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from ._generate import generate as generate
     from ._load import load as load
     from ._neuron_map import NeuronMap as NeuronMap
+    from ._rechunk import rechunk as rechunk
     from ._record import record as record
     from ._run import Run as Run
     from ._run import by_site as by_site

@@ -11,11 +11,11 @@ import numpy as np
 from probe import _axis
 from probe._chunks import Extent, Ragged, sample_chunk
 from probe._grids import grid_of
+from probe._groups import Group, Variable
 from probe._ragged import MapRecorder, ProbabilityRecorder, ProjectionRecorder
 from probe._recorder import Recorder, ReducedRecorder
 from probe._reduce import Reducer
 from probe._sites import Site
-from probe._store import Group
 
 Coords = dict[str, tuple[str, np.ndarray]]
 
@@ -56,8 +56,8 @@ class Kept(Protocol):
         """How much one sample takes, array shape by array shape."""
         ...
 
-    def groups(self, frame: Frame, unit: int) -> list[Group]:
-        """The arrays on disk; two of one name where their shapes differ."""
+    def group(self, frame: Frame, unit: int) -> Group:
+        """The arrays on disk."""
         ...
 
     def recorder(self, frame: Frame) -> Recorder:
@@ -82,24 +82,26 @@ class Reduced:
         """See `Kept`."""
         return [self._extent(frame), *(self._ranked(frame, r) for r in self.reducers if r.ranks)]
 
-    def groups(self, frame: Frame, unit: int) -> list[Group]:
+    def group(self, frame: Frame, unit: int) -> Group:
         """See `Kept`."""
         extent = self._extent(frame)
         steps, dims = ((extent.steps,), ("step",)) if self.stepped else ((), ())
-        coords = {**frame.coords(self.stepped), **neuron_coords(frame, self.sites)}
-        simple = tuple(reducer.name for reducer in self.reducers if not reducer.ranks)
-        chunk = (sample_chunk(extent.row_bytes, unit), 1, *steps, extent.neuron_chunk)
-        sizes = (len(frame.branches), *steps, extent.neurons)
-        made = (
-            [Group(self.name, simple, "float32", ("branch", *dims, "neuron"), sizes, chunk, coords)] if simple else []
+        return Group(
+            self.name,
+            tuple(reducer.name for reducer in self.reducers if not reducer.ranks),
+            "float32",
+            ("branch", *dims, "neuron"),
+            (len(frame.branches), *steps, extent.neurons),
+            (sample_chunk(extent.row_bytes, unit), 1, *steps, extent.neuron_chunk),
+            {**frame.coords(self.stepped), **neuron_coords(frame, self.sites)},
+            tuple(
+                Variable(name, "float32", ("branch", *dims, "rank", "neuron"), ranked.sizes, _chunk(ranked, unit))
+                for reducer in self.reducers
+                if reducer.ranks
+                for ranked in [self._ranked(frame, reducer)]
+                for name in reducer.variables
+            ),
         )
-        for reducer in self.reducers:
-            if reducer.ranks:
-                ranked = self._ranked(frame, reducer)
-                chunk = (sample_chunk(ranked.row_bytes, unit), *ranked.inner)
-                axes = ("branch", *dims, "rank", "neuron")
-                made.append(Group(self.name, reducer.variables, "float32", axes, ranked.sizes, chunk, coords))
-        return made
 
     def recorder(self, frame: Frame) -> Recorder:
         """See `Kept`."""
@@ -134,13 +136,13 @@ class Mapped:
         """See `Kept`."""
         return [Ragged(self._sizes(frame))]
 
-    def groups(self, frame: Frame, unit: int) -> list[Group]:
+    def group(self, frame: Frame, unit: int) -> Group:
         """See `Kept`."""
         dims = ("branch", "step", "neuron", "y", "x") if self._stepped else ("branch", "neuron", "token")
         every = neuron_coords(frame, self.sites)
         index = slice(None) if self.units is None else list(self.units)
         coords = {name: (dim, values[index]) for name, (dim, values) in every.items()}
-        return [_ragged_group(self.name, (self._variable,), dims, self._sizes(frame), unit, frame, coords)]
+        return _ragged_group(self.name, (self._variable,), dims, self._sizes(frame), unit, frame, coords)
 
     def recorder(self, frame: Frame) -> Recorder:
         """See `Kept`."""
@@ -189,7 +191,7 @@ class Probabilities:
         """See `Kept`."""
         return [Ragged(self._sizes(frame))]
 
-    def groups(self, frame: Frame, unit: int) -> list[Group]:
+    def group(self, frame: Frame, unit: int) -> Group:
         """See `Kept`."""
         dims = ("branch", "step", "head", "y", "x", "token")
         words = [token if isinstance(token, str) else "" for token in self.tokens]
@@ -198,7 +200,7 @@ class Probabilities:
             "token": ("token", np.array([-1 if isinstance(t, str) else t for t in self.tokens], np.int32)),
             "word": ("token", np.array(words, object)),
         }
-        return [_ragged_group(self.name, ("prob",), dims, self._sizes(frame), unit, frame, coords)]
+        return _ragged_group(self.name, ("prob",), dims, self._sizes(frame), unit, frame, coords)
 
     def recorder(self, frame: Frame) -> Recorder:
         """See `Kept`."""
@@ -226,11 +228,11 @@ class Projections:
         """See `Kept`."""
         return [Ragged(self._sizes(frame))]
 
-    def groups(self, frame: Frame, unit: int) -> list[Group]:
+    def group(self, frame: Frame, unit: int) -> Group:
         """See `Kept`."""
         coords = _axis.coordinates(self.sites)
         dims = ("branch", "token", "neuron")
-        return [_ragged_group(self.name, (self.quantity,), dims, self._sizes(frame), unit, frame, coords)]
+        return _ragged_group(self.name, (self.quantity,), dims, self._sizes(frame), unit, frame, coords)
 
     def recorder(self, frame: Frame) -> Recorder:
         """See `Kept`."""
@@ -272,6 +274,9 @@ def _ragged_group(
     frame: Frame,
     coords: Mapping[str, tuple[str, np.ndarray]],
 ) -> Group:
-    extent = Ragged(sizes)
-    chunk = (sample_chunk(extent.row_bytes, unit), *extent.inner)
-    return Group(name, arrays, "float32", dims, sizes, chunk, {**frame.coords("step" in dims), **coords})
+    every = {**frame.coords("step" in dims), **coords}
+    return Group(name, arrays, "float32", dims, sizes, _chunk(Ragged(sizes), unit), every)
+
+
+def _chunk(extent: Ragged, unit: int) -> tuple[int, ...]:
+    return (sample_chunk(extent.row_bytes, unit), *extent.inner)

@@ -78,6 +78,18 @@ def load(
     return pipe.to(device)
 
 
+def folder_of(model: str | Path) -> Path:
+    """The folder with the configs of a model: embedded, a folder, or a hub id (its weights may be elsewhere)."""
+    path = Path(model).expanduser()
+    if str(model) == "emoji":
+        return _embedded()
+    if path.is_dir():
+        return path
+    if _HUB_ID.fullmatch(str(model)) and not path.is_file():
+        return _hub_folder(str(model), None, weights=False)
+    raise _unknown(model)
+
+
 def _embedded() -> Path:
     folder = emoji_dir() / "pipeline"
     if not folder.is_dir():

@@ -14,15 +14,17 @@ import pandas as pd
 
 from probe import _axis, compat, formats, provenance
 from probe._branches import GUIDED, UNGUIDED, empty_prompt, unencoded
-from probe._chunks import Ragged, readable_size, sample_chunk, unit_size
+from probe._chunks import Extent, Ragged, readable_size, sample_chunk, unit_size
 from probe._grids import latent_size
+from probe._groups import Group
 from probe._inputs import Inputs, Settings
 from probe._kept import Frame, Kept, Mapped, Probabilities, Reduced
+from probe._places import Place
 from probe._recorder import Recorder
 from probe._run import Run
 from probe._samples import digest
 from probe._sites import Site
-from probe._store import Group, RunStore
+from probe._store import RunStore
 from probe.errors import BadInput
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,16 @@ class Plan:
 
     store = RunStore
     reader = Run
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site of which anything is kept."""
+        return list({site.name: site for kept in self.kept for site in kept.sites}.values())
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """The timestep at every UNet call, (t,)."""
+        return self.inputs.timesteps
 
     @property
     def decode(self) -> bool:
@@ -99,18 +111,23 @@ class Plan:
         }
 
     @cached_property
-    def unit(self) -> int:
-        """Samples that are made, written and marked done together. `BadInput` where nothing is kept of them."""
+    def extents(self) -> list[Extent | Ragged]:
+        """How much one sample takes, array shape by array shape. `BadInput` where nothing is kept."""
         extents = [extent for kept in self.kept for extent in kept.extents(self.frame)]
         extents += [Ragged((1, *self.latent_sizes))] if self.latents else []
         if not extents:
             raise BadInput("there is nothing to record", fix="choose sites, maps or latents")
-        return unit_size(extents, self.settings.batch_size)
+        return extents
+
+    @cached_property
+    def unit(self) -> int:
+        """Samples that are made, written and marked done together."""
+        return unit_size(self.extents, self.settings.batch_size)
 
     def stored_groups(self, *, coordinates: bool = True) -> list[Group]:
         """The groups of the run; without ``coordinates`` no weight is read, as an estimate wants it."""
         frame = replace(self.frame, coordinates=coordinates)
-        groups = [group for kept in self.kept for group in kept.groups(frame, self.unit)]
+        groups = [kept.group(frame, self.unit) for kept in self.kept]
         if self.latents:
             groups.append(latent_group(("latents", "guided"), self.latent_sizes, self.inputs.timesteps, self.unit))
         return [*groups, *self._image_group(self.unit)]
@@ -124,21 +141,20 @@ class Plan:
         text = recorder.component.startswith("text_encoder")
         return unencoded(self.pipe, table["negative_prompt"]) if text and self.branches == GUIDED else 0
 
-    def create(self, path: Path, *, replace: bool) -> RunStore:
+    def create(self, path: str | Path | Place, *, replace: bool) -> RunStore:
         """Make the empty run at ``path``."""
-        unit, groups = self.unit, self.stored_groups()
-        held = readable_size(self.size_of(min(unit, len(self.table))))
-        logger.info("units of %d samples, of which one at a time is held in memory: %s", unit, held)
+        held = readable_size(self.size_of(min(self.unit, len(self.table))))
+        logger.info("units of %d samples; two are held in memory, %s each", self.unit, held)
         stamp = provenance.stamp(self.identity)
         return RunStore.create(
             path,
             identity=stamp["identity"],
             info=stamp["info"],
             id=stamp["id"],
-            unit=unit,
+            unit=self.unit,
             samples=self.table,
             sites=_site_table(self.kept),
-            groups=groups,
+            groups=self.stored_groups(),
             replace=replace,
         )
 

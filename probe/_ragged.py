@@ -103,7 +103,7 @@ class ProbabilityRecorder(Recorder):
 
     def _begin(self, pipe: Any, table: pd.DataFrame) -> None:
         self._passing: dict[str, Tensor] = {}
-        self._ran = False
+        self._attended = False
         words = [token for token in self.tokens if isinstance(token, str)]
         # (s, token, k): which positions of a sample's prompt a token sums over; none: the word is not there
         self._weights = np.zeros((len(table), len(self.tokens), pipe.tokenizer.model_max_length), np.float32)
@@ -145,7 +145,7 @@ class ProbabilityRecorder(Recorder):
                 weights, absent = chosen
                 kept = torch.bmm(every, weights).masked_fill(absent, torch.nan)
             self._send(kept.reshape(-1, 1, y, x, len(self.tokens)), partial(self._write_head, call, at))
-        self._ran = True
+        self._attended = True
 
     def _write_head(self, call: Call, at: int, values: np.ndarray) -> None:
         self._place(self._buffers["prob"], call, values, slice(at, at + 1))
@@ -169,10 +169,19 @@ class ProbabilityRecorder(Recorder):
         weights = torch.as_tensor(rows, device=device).transpose(1, 2)
         return weights, weights.sum(1, keepdim=True) == 0
 
+    def blank(self) -> dict[str, np.ndarray]:
+        """Words in the uncond branch and in prompts without them."""
+        is_word = np.array([isinstance(token, str) for token in self.tokens])
+        if not is_word.any():
+            return {}
+        nowhere = self._weights.sum(-1) == 0  # (s token)
+        mask = np.stack([is_word & (nowhere | (branch != "cond")) for branch in self.branches], axis=1)
+        return {"prob": mask[:, :, None, None, None, None]}
+
     def _end(self, call: Call) -> None:
-        if not self._ran:
+        if not self._attended:
             raise NeverFired("a recorded site did not run", given=f"{self.site.name}, step {call.step}")
-        self._ran = False
+        self._attended = False
         self._note_rows(self.site, self.grid[0] * self.grid[1])
 
 

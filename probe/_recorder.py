@@ -49,6 +49,7 @@ class Recorder:
         self.token_rows: dict[str, int] = {}
         self._call: Call | None = None
         self._recorded = 0  # (sample, branch, step) handed over
+        self._ran = np.zeros((0, len(branches)), bool)  # (sample, branch) that any call had
         self._buffers: dict[str, np.ndarray] = {}
         self._on_the_way: list[tuple[Any, torch.Tensor, _Write]] = []
 
@@ -62,6 +63,7 @@ class Recorder:
         n_samples = len(table)
         self._buffers = {name: np.full((n_samples, *sizes), np.nan, np.float32) for name, sizes in self.arrays.items()}
         self._call, self._on_the_way, self._recorded = None, [], 0
+        self._ran = np.zeros((n_samples, len(self.branches)), bool)
         self._begin(pipe, table)
         with ExitStack() as hooks:
             for handle in self._hooks(pipe):
@@ -73,6 +75,12 @@ class Recorder:
         if self._recorded != expected:
             given = f"{self._recorded} of {expected} (sample, branch, step)"
             raise NeverFired(f"{self.component} was called less often than the sampler announced", given=given)
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """Where NaN is meant, once recorded: array -> mask that broadcasts to its buffer. Absent: nowhere."""
+        if self._ran.all():
+            return {}
+        return {name: _widened(~self._ran, len(sizes) + 1) for name, sizes in self.arrays.items()}
 
     def on_call(self, call: Call) -> None:
         """What is told before each network call."""
@@ -108,6 +116,8 @@ class Recorder:
         self._arrive()
         self._end(call)
         self._recorded += len(call.samples) * len(call.layout.branches)
+        rows = slice(call.samples.start, call.samples.stop)
+        self._ran[rows, [self.branches.index(branch) for branch in call.layout.branches]] = True
 
     def _send(self, values: torch.Tensor, write: _Write) -> None:
         """Take values (rows ...) off the device and to their place; on CUDA the next call does not wait for them."""
@@ -155,6 +165,11 @@ class Recorder:
             )
 
 
+def _widened(mask: np.ndarray, dims: int) -> np.ndarray:
+    """A mask (s b) for arrays of so many dims."""
+    return mask.reshape(*mask.shape, *(1,) * (dims - mask.ndim))
+
+
 def seen(site: Site, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> torch.Tensor:
     """The activation (row, k, n) that a forward hook at a site's module is there for."""
     x = output if site.io == "output" else (args[0] if args else next(iter(kwargs.values())))
@@ -197,6 +212,16 @@ class ReducedRecorder(Recorder):
             self._add(site, self._current(site), seen(site, args, kwargs, output))
 
         return hook
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """See `Recorder`; also ranks beyond a site's last token row."""
+        found = super().blank()
+        rows = np.concatenate([np.full(site.width, self.token_rows[site.name]) for site in self.sites])
+        for reducer in self.reducers:
+            beyond = np.arange(reducer.ranks)[:, None] >= rows
+            if beyond.any():
+                found |= {name: found.get(name, False) | beyond for name in reducer.variables}
+        return found
 
     def _add(self, site: Site, call: Call, x: torch.Tensor) -> None:
         """Reduce (row, k, n) of one run of a module; a feed-forward may run several times, in chunks of tokens."""

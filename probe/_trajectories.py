@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 
-from probe import formats, guidance, provenance
-from probe._chunks import Ragged, sample_chunk, unit_size
-from probe._generate import Call, Step, image_size, timesteps
-from probe._grids import latent_size
+from probe._estimate import Estimate, check_size, estimate, with_defaults
+from probe._filling import fill
+from probe._generate import Step, image_size
 from probe._inputs import Listeners, Sampled, Settings
+from probe._locks import Rank
+from probe._opening import open_or_create
 from probe._options import validated
-from probe._plan import branches_of, model_identity, no_sites, sampling_identity
-from probe._progress import progress_bar
-from probe._record import open_or_create
-from probe._recorder import Recorder
-from probe._samples import digest, samples
-from probe._store import Group, TrajectoryStore
+from probe._places import place_of
+from probe._samples import samples
 from probe._trajectory import Trajectory
+from probe._trajectory_plan import PredictionRecorder, TrajectoryPlan
+from probe._writer import Unit
 from probe.errors import BadInput
 from probe.protocols import Progress
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 
 @validated
@@ -51,6 +45,8 @@ def trajectories(
     stored_as: Literal["float16", "float32"] = "float16",
     concept: Any = None,
     split: str | None = None,
+    max_gb: float = 100.0,
+    durable: bool = False,
     progress: Progress = True,
     force: bool = False,
     extend: bool = False,
@@ -64,10 +60,11 @@ def trajectories(
         pipe: a Stable Diffusion pipeline, edited or not; nothing of it is changed.
         prompts: strings, or a table of samples (see `probe.samples`, which also explains ``seeds``,
             ``seeds_per_prompt``, ``concept``, ``split`` and ``negative_prompt``).
-        out: the trajectory's folder.
+        out: the trajectory's folder, or a URL as for `probe.record`.
         steps, guidance, batch_size, height, width: as in `probe.generate`.
         noise_pred: keep the UNet's prediction of every branch too.
         stored_as: float16 halves the store; float32 gives back the sampler's own numbers.
+        max_gb, durable: as in `probe.record`, as are ranks of one launch.
         progress: True, False or a function of (done, total) samples.
         force: replace the trajectory that is at ``out``.
         extend: allow a sample list that starts with the stored one.
@@ -75,125 +72,64 @@ def trajectories(
     Raises `BadInput` for arguments that cannot work and for an ``out`` that is something else, `HeaderMismatch` naming
     the key in which a trajectory at ``out`` differs, `WorkbenchError` when the disk is full or another process writes.
     """
+    plan = _planned(
+        pipe,
+        prompts,
+        steps=steps,
+        seeds=seeds,
+        seeds_per_prompt=seeds_per_prompt,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+        height=height,
+        width=width,
+        noise_pred=noise_pred,
+        stored_as=stored_as,
+        concept=concept,
+        split=split,
+    )
+    place, rank = place_of(out), Rank.of_environment()
+    check_size(plan, max_gb)
+    store = open_or_create(place, plan, force=force, extend=extend, rank=rank)
+    fill(store, partial(_make, plan), "trajectories", rank=rank, progress=progress, durable=durable)
+    return Trajectory(store.path)
+
+
+def dry_run(pipe: Any, prompts: Any, *, out: str | Path, **options: Any) -> Estimate:
+    """What `trajectories` would do with these arguments; see `probe._record.dry_run`."""
+    return estimate(_planned(pipe, prompts, **with_defaults(trajectories, _planned, options)), place_of(out))
+
+
+def _planned(
+    pipe: Any,
+    prompts: Any,
+    *,
+    steps: int,
+    seeds: int | Sequence[int],
+    seeds_per_prompt: int | None,
+    guidance: float,
+    negative_prompt: str | None,
+    batch_size: int,
+    height: int | None,
+    width: int | None,
+    noise_pred: bool,
+    stored_as: str,
+    concept: Any,
+    split: str | None,
+) -> TrajectoryPlan:
+    """Everything that is decided before the first sample."""
     table = samples(
         prompts, seeds, seeds_per_prompt=seeds_per_prompt, concept=concept, split=split, negative_prompt=negative_prompt
     )
     if batch_size < 1:
         raise BadInput("batch_size must be at least 1", given=batch_size)
     settings = Settings(steps, guidance, batch_size, image_size(pipe, height, width))
-    plan = TrajectoryPlan(pipe, table, settings, noise_pred, stored_as)
-    store = open_or_create(Path(out), plan, force=force, extend=extend)
-    with store.locked(), progress_bar(progress, store.n_samples, "trajectories", unit="img") as advance:
-        store.forget(store.missing())
-        pending = [store.rows(int(unit)) for unit in np.flatnonzero(~store.done)]
-        advance(store.n_samples - sum(rows.stop - rows.start for rows in pending))
-        for rows in pending:
-            store.write(rows.start // store.unit, _make(plan, rows, advance))
-    return Trajectory(store.path)
+    return TrajectoryPlan(pipe, table, settings, noise_pred, stored_as)
 
 
-@dataclass(frozen=True)
-class TrajectoryPlan:
-    """What will be stored; see `probe._plan.Plan`."""
-
-    pipe: Any
-    table: pd.DataFrame
-    settings: Settings
-    noise_pred: bool
-    stored_as: str
-
-    store = TrajectoryStore
-    reader = Trajectory
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """See `probe._plan.branches_of`."""
-        return branches_of(self.pipe, self.table, self.settings.guidance)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """(t, c, y, x) of one sample."""
-        latent = latent_size(self.pipe, self.settings.size)
-        return (len(timesteps(self.pipe, self.settings.steps)), self.pipe.unet.config.in_channels, *latent)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What the numbers depend on."""
-        return {
-            "layout_version": formats.LAYOUT_VERSIONS["trajectory"],
-            "noise_pred": self.noise_pred,
-            "stored_as": self.stored_as,
-            **sampling_identity(self.settings, self.branches),
-            **model_identity(self.pipe, ["unet"], vae=False),
-            "samples": digest(self.table),
-        }
-
-    def create(self, path: Path, *, replace: bool) -> TrajectoryStore:
-        """Make the empty trajectory at ``path``."""
-        unit = unit_size([Ragged((1, *self.sizes))], self.settings.batch_size)
-        stamp = provenance.stamp(self.identity)
-        return TrajectoryStore.create(
-            path,
-            identity=stamp["identity"],
-            info=stamp["info"],
-            id=stamp["id"],
-            unit=unit,
-            samples=self.table,
-            sites=no_sites(),
-            groups=self.groups(unit),
-            replace=replace,
-        )
-
-    def groups(self, unit: int) -> list[Group]:
-        """The groups on disk; their `Group.size` add up to what the store will take uncompressed."""
-        stepped = {
-            "timestep": ("step", timesteps(self.pipe, self.settings.steps)),
-            "input_scale": ("step", guidance.input_scales(self.pipe, self.settings.steps)),
-        }
-        branch = {"branch": ("branch", np.array(self.branches, object))}
-        found = [
-            self._group("latents", ("step", "c", "y", "x"), self.sizes, unit, stepped),
-            self._group("final", ("c", "y", "x"), self.sizes[1:], unit, {}),
-        ]
-        if self.noise_pred:
-            axes, sizes = ("branch", "step", "c", "y", "x"), (len(self.branches), *self.sizes)
-            found.append(self._group("noise_pred", axes, sizes, unit, branch))
-        return found
-
-    def _group(
-        self,
-        name: str,
-        dims: tuple[str, ...],
-        sizes: tuple[int, ...],
-        unit: int,
-        coords: Mapping[str, tuple[str, np.ndarray]],
-    ) -> Group:
-        extent = Ragged(sizes if dims[0] == "branch" else (1, *sizes))
-        chunk = (sample_chunk(extent.row_bytes, unit), *extent.inner[len(extent.sizes) - len(sizes) :])
-        return Group(name, (name,), self.stored_as, dims, sizes, chunk, coords)
-
-
-class PredictionRecorder(Recorder):
-    """Keeps the UNet's prediction of every branch: ``noise_pred`` (s b t c y x)."""
-
-    def __init__(self, sizes: tuple[int, ...], branches: Sequence[str], timesteps: np.ndarray) -> None:
-        super().__init__("unet", {"noise_pred": (len(branches), *sizes)}, branches, timesteps)
-
-    def _hooks(self, pipe: Any) -> Iterator[RemovableHandle]:
-        yield pipe.unet.register_forward_hook(self._hook)
-
-    def _hook(self, _module: Any, _args: tuple[Any, ...], output: Any) -> None:
-        assert self._call is not None
-        prediction = output[0] if isinstance(output, tuple) else output.sample
-        self._send(prediction.detach().float(), partial(self._place, self._buffers["noise_pred"], self._call))
-
-    def _end(self, call: Call) -> None:
-        """Everything was sent when the UNet returned."""
-
-
-def _make(plan: TrajectoryPlan, rows: slice, advance: Any) -> dict[str, dict[str, np.ndarray]]:
-    """Sample one unit: arrays by group and name."""
-    table, every = plan.table.iloc[rows].reset_index(drop=True), timesteps(plan.pipe, plan.settings.steps)
+def _make(plan: TrajectoryPlan, rows: slice, advance: Callable[[int], object]) -> Unit:
+    """Sample one unit."""
+    table, every = plan.table.iloc[rows].reset_index(drop=True), plan.timesteps
     latents = np.full((len(table), *plan.sizes), np.nan, plan.stored_as)
     final = np.full((len(table), *plan.sizes[1:]), np.nan, plan.stored_as)
 
@@ -212,4 +148,4 @@ def _make(plan: TrajectoryPlan, rows: slice, advance: Any) -> dict[str, dict[str
     values |= {name: {name: array.astype(plan.stored_as)} for name, array in predictions.items()}
     for arrays in values.values():
         arrays["shown"] = np.full(len(table), np.nan, np.float32)
-    return values
+    return values, {}, {}

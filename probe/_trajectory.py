@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,8 @@ class Trajectory:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        store = TrajectoryStore(self.path)
+        store = TrajectoryStore(path)
+        self.path = store.path
         self.id, self.identity, self.info, self.groups = store.id, store.identity, store.info, store.groups
         self.n_samples = store.n_samples
 
@@ -33,6 +34,11 @@ class Trajectory:
         """The sample table."""
         with opened_group(TrajectoryStore(self.path), "latents", "nan") as ds:
             return pd.DataFrame({name: ds[name].values for name in (*COLUMNS, "shown") if name in ds.coords})
+
+    @property
+    def nonfinite(self) -> list[dict[str, Any]]:
+        """Where NaN or infinity was stored: dicts of group, arrays, steps and samples."""
+        return TrajectoryStore(self.path).nonfinite
 
     @property
     def done(self) -> int:
@@ -74,7 +80,8 @@ class Trajectory:
 
     def latents(self, rows: slice) -> np.ndarray:
         """x_t of some samples at every step, (s t c y x) float32. `BadInput` where they are not stored yet."""
-        with opened_group(TrajectoryStore(self.path), "latents", "error") as ds:
+        # zarr, because the choice of codecs is one for all threads: another may be writing a run just now
+        with opened_group(TrajectoryStore(self.path), "latents", "error", codecs="zarr") as ds:
             return np.asarray(ds["latents"][rows].values, np.float32)
 
     def _coordinate(self, name: str) -> np.ndarray:
@@ -82,6 +89,6 @@ class Trajectory:
             return np.asarray(ds[name].values)
 
     def __repr__(self) -> str:
-        size = readable_size(sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()))
+        size = readable_size(sum(TrajectoryStore(self.path).place.sizes().values()))
         steps = self.identity["steps"]
         return f"<Trajectory {self.id} at {self.path}: {self.done} of {self.n_samples} samples, {steps} steps, {size}>"

@@ -30,6 +30,10 @@ WORDS = {
     "concept": "concept the samples are about, by name",
     "split": "split of the concept's prompts",
     "extend": "the samples start with those of the run at --out: add the others",
+    "max_gb": "largest run to begin, in GB before compression",
+    "durable": "wait for the disk before a unit counts as done: survives a power cut",
+    "by": "what lies together in the copy: all samples of a neuron",
+    "max_memory_mb": "memory to copy with, in MB",
     # evaluating
     "splits": "prompts to measure on: splits of the concept, neighbours, preserve_fit, preserve_test",
     "n_prompts": "at most so many prompts of every split, or of each: {explicit: 20, neighbours: 10}",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from probe._chunks import readable_size
 from probe._terminal import Task, command
 from probe.cli._app import app
 from probe.cli._kinds import kind_at
@@ -31,9 +32,16 @@ def info(
         found = circumstances()
         others = {key: value for key, value in found.items() if key != "versions"}
         return task.result(found, _rows({**found["versions"], **others}))
-    kind = kind_at(Path(what))
+    from probe._places import is_url, place_of
+
+    if is_url(what):
+        from probe._headers import kind_of
+
+        kind = kind_of(place_of(what)) or "run"
+    else:
+        kind = kind_at(Path(what)) or ""
     known = {"run": _run, "trajectory": _trajectory, "neuron_map": _map, "edit": _edit, "result": _result}
-    return known.get(kind or "", _model)(task, what)
+    return known.get(kind, _model)(task, what)
 
 
 def _model(task: Task, what: str) -> None:
@@ -70,21 +78,40 @@ def _sites(sites: list[dict[str, Any]]) -> Any:
 
 
 def _run(task: Task, what: str) -> None:
+    import pandas as pd
+
     from probe import Run
 
     run = Run(what)
+    arrays, circumstances = run.arrays(), run.info
+    found = circumstances.pop("nonfinite", [])
     document = {
         "kind": "run",
         "id": run.id,
         "samples": run.n_samples,
         "done": run.done,
+        "unit": run.unit,
         "groups": run.groups,
+        "arrays": arrays,
+        "rechunked": run.rechunked,
+        "nonfinite": found,
         "identity": run.identity,
-        "info": run.info,
+        "info": circumstances,
     }
-    keys = ("steps", "guidance", "reducers", "lineage")
-    text = {"run": run.id, "samples": f"{run.done} of {run.n_samples} recorded", "groups": ", ".join(run.groups)}
-    task.result(document, _rows({**text, **{k: run.identity[k] for k in keys if k in run.identity}}))
+    text = {"run": run.id, "samples": f"{run.done} of {run.n_samples} recorded, in units of {run.unit}"}
+    text |= {key: run.identity[key] for key in ("steps", "guidance", "reducers", "lineage") if key in run.identity}
+    text["made"] = " ".join(str(circumstances[key]) for key in ("created", "system", "machine") if key in circumstances)
+    text["versions"] = ", ".join(f"{name} {value}" for name, value in circumstances.get("versions", {}).items())
+    if run.rechunked:
+        text["rechunked"] = f"by {run.rechunked}: read only"
+    if found:
+        text["NaN or inf"] = _places(found)
+    rows = [
+        {**array, **{key: " ".join(map(str, array[key])) for key in ("dims", "shape", "chunk")}}
+        | {"bytes": readable_size(array["bytes"])}
+        for array in arrays
+    ]
+    task.result(document, _rows(text), pd.DataFrame(rows))
 
 
 def _trajectory(task: Task, what: str) -> None:
@@ -96,12 +123,16 @@ def _trajectory(task: Task, what: str) -> None:
         "id": found.id,
         "samples": found.n_samples,
         "done": found.done,
+        "nonfinite": found.nonfinite,
         "identity": found.identity,
         "info": found.info,
     }
     keys = ("steps", "guidance", "stored_as", "noise_pred", "lineage")
     text = {"trajectory": found.id, "samples": f"{found.done} of {found.n_samples} stored"}
-    task.result(document, _rows({**text, **{k: found.identity[k] for k in keys}}))
+    text |= {k: found.identity[k] for k in keys}
+    if found.nonfinite:
+        text["NaN or inf"] = _places(found.nonfinite)
+    task.result(document, _rows(text))
 
 
 def _map(task: Task, what: str) -> None:
@@ -149,6 +180,10 @@ def _result(task: Task, what: str) -> None:
     cells = read_results(what)
     columns = ["edit", "concept", "split", "metric", "value", "ci_low", "ci_high", "n"]
     task.result({"kind": "result", "header": header, "cells": cells}, cells[columns])
+
+
+def _places(nonfinite: list[dict[str, Any]]) -> str:
+    return "; ".join(f"{e['site']}, steps {e['steps']}, samples {e['samples']}" for e in nonfinite[:5])
 
 
 def _rows(values: dict[str, Any]) -> str:

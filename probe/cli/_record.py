@@ -1,11 +1,14 @@
-"""probe record, trajectories and verify: runs and trajectories, from the model to the disk."""
+"""probe record, trajectories, verify and rechunk: runs and trajectories, from the model to the disk."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from probe._chunks import readable_size
 from probe._terminal import Task, command, from_signature
 from probe.cli._app import app
 from probe.cli._prompts import of_concept, read_prompts
@@ -23,6 +26,7 @@ _TRAJECTORY_OPTIONS = from_signature(
     verbatim=("negative_prompt",),
     flags={"seeds": ("--seed",)},
 )
+_RECHUNK = from_signature("probe._rechunk:rechunk", leave_out=("out", "progress", "force"))
 
 
 @command(app, "record", options=_OPTIONS, model=True, out=True)
@@ -41,14 +45,17 @@ def record(
     config = dict(task.config)
     fixed = config.get("trajectories") is not None or config.get("from_images") is not None
     chosen = _chosen(task, config, prompts, references, world, needed=not fixed)
-    if task.dry_run:
-        return task.plan(prompts=0 if chosen is None else len(chosen))
-    if config.get("detector") is not None:
-        config["detector"] = probe.detector(config["detector"])
     if isinstance(config.get("maps"), str):
         config["maps"] = probe.NeuronMap.load(config["maps"])
-    run = probe.record(task.pipeline(), chosen, out=task.out, progress=task.progress, force=task.force, **config)
-    document = {"run": run.path, "id": run.id, "samples": run.n_samples, "groups": run.groups}
+    out = task.shared["out"]  # a folder or a URL
+    if task.dry_run:
+        from probe._record import dry_run
+
+        return _plan(task, chosen, config, dry_run)
+    if config.get("detector") is not None:
+        config["detector"] = probe.detector(config["detector"])
+    run = probe.record(task.pipeline(), chosen, out=out, progress=task.progress, force=task.force, **config)
+    document = {"run": run.path, "id": run.id, "samples": run.n_samples, "done": run.done, "groups": run.groups}
     return task.result(document, f"{run.path}: run {run.id}, {run.n_samples} samples, {', '.join(run.groups)}")
 
 
@@ -67,10 +74,13 @@ def trajectories(
 
     config = dict(task.config)
     chosen = _chosen(task, config, prompts, references, world)
+    out = task.shared["out"]
     if task.dry_run:
-        return task.plan(prompts=len(chosen))
-    made = probe.trajectories(task.pipeline(), chosen, out=task.out, progress=task.progress, force=task.force, **config)
-    document = {"trajectory": made.path, "id": made.id, "samples": made.n_samples}
+        from probe._trajectories import dry_run
+
+        return _plan(task, chosen, config, dry_run)
+    made = probe.trajectories(task.pipeline(), chosen, out=out, progress=task.progress, force=task.force, **config)
+    document = {"trajectory": made.path, "id": made.id, "samples": made.n_samples, "done": made.done}
     return task.result(document, f"{made.path}: trajectory {made.id}, {made.n_samples} samples")
 
 
@@ -98,10 +108,29 @@ def _chosen(
     return chosen
 
 
+def _plan(task: Task, chosen: Any, config: dict[str, Any], dry_run: Callable[..., Any]) -> None:
+    """What would be made, from the model's configs: no weight is read, nothing is written."""
+    import pandas as pd
+
+    from probe._skeleton import skeleton
+
+    config = {key: value for key, value in config.items() if key not in ("max_gb", "durable", "extend", "detector")}
+    model, out = task.shared["model"], task.shared["out"]
+    pipe = task.pipeline() if Path(model).is_file() else skeleton(model)
+    plan = dry_run(pipe, chosen, out=out, **config)
+    frame = pd.DataFrame(plan.arrays)
+    frame["bytes"] = [readable_size(size) for size in frame["bytes"]]
+    for name in ("dims", "shape", "chunk"):
+        frame[name] = [" ".join(map(str, row)) for row in frame[name]]
+    arguments = {"model": model, **task.defaults, **task.config, "out": out}
+    document = {"dry_run": True, "arguments": arguments, "plan": plan.to_dict()}
+    task.result(document, "\n".join([f"would run {task.command}", *plan.lines()]), frame)
+
+
 @command(app, "verify")
 def verify(
     task: Task,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="folder of a run or trajectory")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="folder or URL of a run or trajectory")],
     repair: Annotated[
         bool, typer.Option("--repair", help="mark bad units as not done; recording again makes them")
     ] = False,
@@ -112,7 +141,30 @@ def verify(
     bad = probe.verify(run, repair=repair)
     if bad and not repair:
         raise probe.StoreDamaged(
-            f"{len(bad)} chunks are missing or damaged", given=", ".join(bad[:3]), fix=f"probe verify {run} --repair"
+            f"{len(bad)} chunks are missing or damaged",
+            given=", ".join(map(str, bad[:3])) + (", ..." if len(bad) > 3 else ""),
+            fix=f"probe verify {run} --repair",
         )
-    text = f"{len(bad)} chunks marked; repeat the same record command" if bad else "every chunk can be read"
-    task.result({"run": run, "bad": bad, "repaired": repair}, text)
+    rows = [
+        {"chunk": b.chunk, "unit": b.unit, "first": b.samples[0], "last": b.samples[-1], "sites": list(b.sites)}
+        for b in bad
+    ]
+    lines = [f"{len(bad)} chunks marked; repeat the command that made it", *map(str, bad)]
+    text = "\n".join(lines) if bad else "every chunk can be read"
+    task.result({"run": run, "bad": rows, "repaired": repair}, text)
+
+
+@command(app, "rechunk", options=_RECHUNK, out=True)
+def rechunk(
+    task: Task,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="folder or URL of a finished run")],
+) -> None:
+    """Copy a run so that reading one neuron over all samples is quick."""
+    import probe
+
+    out = task.shared["out"]
+    if task.dry_run:
+        return task.plan(run=run)
+    made = probe.rechunk(run, out=out, progress=task.progress, force=task.force, **task.config)
+    document = {"run": made.path, "id": made.id, "from": run, "by": made.rechunked, "groups": made.groups}
+    return task.result(document, f"{made.path}: run {made.id}, rechunked by {made.rechunked}")

@@ -262,7 +262,10 @@ def test_damaged_units_are_made_again_with_the_same_bits(recorded, tmp_path):
     record(recorded.pipe, TARGET, **again)
     chunk = tmp_path / "run" / "unet" / "unit_norm" / "c" / "0" / "1" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:20])
-    assert verify(tmp_path / "run", repair=True) == [chunk.relative_to(tmp_path / "run").as_posix()]
+    (bad,) = verify(tmp_path / "run", repair=True)
+    assert bad.chunk == chunk.relative_to(tmp_path / "run").as_posix()
+    assert bad.sites == tuple(site.name for site in sites(recorded.pipe))
+    assert list(bad.samples) == [0, 1, 2]
     record(recorded.pipe, TARGET, **again)
     same_bits(recorded.target, tmp_path / "run")
     chunk.unlink()
