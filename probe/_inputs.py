@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from probe import guidance
-from probe._generate import Batch, Call, Step, announced, batches_of, generate, sampling
+from probe._announce import Call, Step, announced
+from probe._generate import Batch, batches_of, generate, sampling
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from probe._generate import Call, Step
+from probe._announce import Call, Step
 from probe._recorder import Recorder, seen
 from probe._sites import Site
 from probe.errors import BadInput, NeverFired
@@ -227,7 +227,7 @@ class ProjectionRecorder(Recorder):
 
 
 class LatentRecorder:
-    """Keeps what passes between the calls: ``latents`` and ``guided`` (s t c y x), see `probe._generate.Step`."""
+    """Keeps what passes between the calls: ``latents`` and ``guided`` (s t c y x), see `probe._announce.Step`."""
 
     def __init__(self, samples: int, sizes: tuple[int, ...]) -> None:
         self.buffers = {name: np.full((samples, *sizes), np.nan, np.float32) for name in ("latents", "guided")}

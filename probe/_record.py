@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from probe import _sources
+from probe._announce import Call
 from probe._estimate import Estimate, check_size, estimate, with_defaults
 from probe._filling import fill
-from probe._generate import Call, image_size
+from probe._generate import image_size
 from probe._inputs import Listeners, Settings
 from probe._judge import Judge
 from probe._locks import Rank

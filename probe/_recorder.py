@@ -1,6 +1,6 @@
 """Recorders: what listens to the calls of one component and fills the arrays of one group of a run.
 
-They listen to whoever makes the calls (`probe._generate`, `probe._fixed`), who says before every network call which
+They listen to whoever makes the calls (`probe._generate`, `probe._inputs`), who says before every network call which
 samples, branches, step and timestep its rows are; nothing here guesses that.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from probe._generate import Call
+from probe._announce import Call
 from probe._reduce import Reducer
 from probe._sites import Site
 from probe.errors import AmbiguousBatch, NeverFired, WorkbenchError

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from probe._announce import Step
 from probe._estimate import Estimate, check_size, estimate, with_defaults
 from probe._filling import fill
-from probe._generate import Step, image_size
+from probe._generate import image_size
 from probe._inputs import Listeners, Sampled, Settings
 from probe._locks import Rank
 from probe._opening import open_or_create

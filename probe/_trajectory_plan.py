@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from probe import formats, guidance, provenance
+from probe._announce import Call
 from probe._chunks import Ragged, sample_chunk, unit_size
-from probe._generate import Call, timesteps
+from probe._generate import timesteps
 from probe._grids import latent_size
 from probe._groups import Group
 from probe._inputs import Settings
