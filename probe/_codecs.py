@@ -7,6 +7,7 @@ therefore written by zarr, whatever reads it.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,6 +19,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from probe.errors import MissingExtra
 
 Codecs = Literal["auto", "zarr", "zarrs"]
+
+#: zarr's configuration is one for all threads: no array is opened for writing while `decoding` has changed it.
+_CHOSEN = threading.RLock()
 
 
 def compressors(dtype: Any = None) -> list[Any]:
@@ -45,7 +49,14 @@ def decoding(codecs: Codecs, *, faster: bool = True) -> Iterator[None]:
     if codecs == "zarr" or (codecs == "auto" and not (faster and _installed())):
         yield
         return
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+    with _CHOSEN, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        yield
+
+
+@contextmanager
+def encoding() -> Iterator[None]:
+    """Arrays opened inside the block are written by zarr, whatever another thread may be opening with `decoding`."""
+    with _CHOSEN:
         yield
 
 

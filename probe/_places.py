@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -118,7 +118,8 @@ class Folder:
         for folder, _, files in os.walk(self.path / key):
             for file in files:
                 full = os.path.join(folder, file)
-                found[os.path.relpath(full, self.path).replace(os.sep, "/")] = os.stat(full).st_size
+                with suppress(FileNotFoundError):  # another rank's chunk that has just taken its name
+                    found[os.path.relpath(full, self.path).replace(os.sep, "/")] = os.stat(full).st_size
         return found
 
     @contextmanager

@@ -42,9 +42,9 @@ def rechunk(
     """Copy a finished run so that one neuron over all samples is read quickly.
 
     Recording wants all neurons of a few samples in a chunk; looking at one neuron then reads the whole run. In the copy
-    a chunk holds about 1 MB of a few neurons: all branches and steps of up to 4,096 samples, checked but not compressed
-    (activations hardly shrink, and decoding is what a reader would wait for). Arrays without neurons are copied as they
-    are. The copy has the run's identity and id: it holds the same numbers.
+    a chunk holds about 1 MB of a few neurons: all branches and steps of up to 4,096 samples (fewer of maps), checked
+    but not compressed (activations hardly shrink, and decoding is what a reader would wait for). Arrays without neurons
+    are copied as they are. The copy has the run's identity and id: it holds the same numbers.
 
     Args:
         run: a path, URL or `probe.Run`.
@@ -126,10 +126,10 @@ def _copy_arrays(arrays: Mapping[str, Any], made: Any, advance: Advance, limit: 
 
 
 def neuron_chunk(shape: tuple[int, ...], dims: tuple[str, ...], itemsize: int) -> tuple[int, ...]:
-    """The chunk of a neuron-major array: up to 4,096 samples, all of every other dim, neurons up to 1 MB."""
-    samples = min(shape[0], _SAMPLES)
-    one = samples * itemsize * int(np.prod([n for n, dim in zip(shape[1:], dims[1:], strict=True) if dim != "neuron"]))
-    neurons = max(1, MEGABYTE // one)
+    """The chunk of a neuron-major array: up to 4,096 samples or 8 MB, all of every other dim, neurons up to 1 MB."""
+    one = itemsize * int(np.prod([n for n, dim in zip(shape[1:], dims[1:], strict=True) if dim != "neuron"]))
+    samples = min(shape[0], _SAMPLES, max(1, 8 * MEGABYTE // one))  # maps have few: a sample of theirs may fill a chunk
+    neurons = max(1, MEGABYTE // (samples * one))
     sizes = (min(neurons, n) if dim == "neuron" else n for n, dim in zip(shape[1:], dims[1:], strict=True))
     return (samples, *sizes)
 

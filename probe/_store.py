@@ -29,6 +29,7 @@ import zarr
 from probe import _checks, formats
 from probe._checks import BadChunk
 from probe._chunks import readable_size
+from probe._codecs import encoding
 from probe._files import disk_errors
 from probe._groups import Group, by_unit, create_group, group_names, plain, put
 from probe._headers import AGAIN, UNFINISHED, kind_of, open_group, reading
@@ -170,13 +171,16 @@ class RunStore:
         between arrays and gives the unit up.
         """
         rows = self.rows(unit)
-        notes = self.root.get("nonfinite")  # opened here, where empty texts need no chunk; older runs have none
-        with disk_errors(self.path), zarr.config.set({"array.write_empty_chunks": True}):
+        with disk_errors(self.path), encoding():
+            notes = self.root.get("nonfinite")  # opened first, so that empty texts need no chunk; older runs have none
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                stored = {(g, name): self.root[f"{g}/{name}"] for g, arrays in values.items() for name in arrays}
+        with disk_errors(self.path):
             for group, arrays in values.items():
                 for name, array in arrays.items():
                     if stop():
                         return
-                    self.root[f"{group}/{name}"][rows] = array
+                    stored[group, name][rows] = array
             if notes is not None:
                 notes[unit] = json.dumps(list(nonfinite)) if nonfinite else ""
             if durable:
@@ -191,7 +195,8 @@ class RunStore:
 
         Raises `StoreDamaged` when an earlier unit saw another number.
         """
-        names, stored = self.root["sites/name"][:], self.root["sites/rows"]
+        with encoding():
+            names, stored = self.root["sites/name"][:], self.root["sites/rows"]
         before = np.asarray(stored[:])
         found = np.array([rows.get(str(name), seen) for name, seen in zip(names, before, strict=True)], np.int64)
         if ((before != 0) & (before != found)).any():
