@@ -94,19 +94,27 @@ def test_scales_are_those_of_a_run(kind):
     assert (found == 1).all() == (kind in (DDIMScheduler, PNDMScheduler))
 
 
-@pytest.mark.parametrize(("kind", "scale"), [("sd15", 7.5), ("sd21", 7.5), ("sd15", 1.0)])
-def test_a_prediction_is_what_the_pipeline_asks_of_its_unet(kind, scale):
+@pytest.mark.parametrize(
+    ("kind", "scale", "negative"),
+    [
+        ("sd15", 7.5, ["blue", "red"]),
+        ("sd21", 7.5, ["blue", "red"]),
+        ("sd15", 1.0, None),
+        ("sdxl", 7.5, ["blue", "red"]),
+        ("sdxl", 7.5, None),  # zeros, and no encoder runs
+        ("sdxl", 1.0, None),
+    ],
+)
+def test_a_prediction_is_what_the_pipeline_asks_of_its_unet(kind, scale, negative):
     pipe, seen = tiny_pipeline(kind), []
     handle = pipe.unet.register_forward_hook(
         lambda _m, args, kwargs, output: seen.append((args[0], args[1], output[0])), with_kwargs=True
     )
-    prompts, negative = ["a church", "two cats"], ["blue", "red"]
+    prompts = ["a church", "two cats"]
     try:
         generators = [torch.Generator().manual_seed(s) for s in (1, 2)]
-        options: dict = {"negative_prompt": negative} if scale > 1 else {}
-        pipe(
-            prompts, num_inference_steps=2, guidance_scale=scale, generator=generators, output_type="latent", **options
-        )
+        options: dict = {"generator": generators, "output_type": "latent", "negative_prompt": negative}
+        pipe(prompts, num_inference_steps=2, guidance_scale=scale, **options)
     finally:
         handle.remove()
     told = guidance.condition(pipe, prompts, negative=negative, guidance=scale)

@@ -12,6 +12,7 @@ import torch
 from probe import guidance
 from probe._grids import grid_of, latent_size
 from probe._ragged import head_probabilities
+from probe._rechunk import rechunk
 from probe._record import open_run, record, verify
 from probe._sites import sites
 from probe._store import RunStore
@@ -81,6 +82,54 @@ def test_groups_and_their_axes(kept):
             if name not in ("prob",):
                 assert np.isfinite(values.values).all(), (group, name)
     assert verify(kept.run.path) == []
+    assert "nonfinite" not in kept.run.info  # words that are not there are meant
+
+
+def test_nan_is_reported_beside_nan_that_is_meant(kept, tmp_path):
+    site = sites(kept.pipe, "xattn.prob")[0]
+    query, calls = kept.pipe.unet.get_submodule(site.module).to_q, []
+
+    def spoil(_module, _args, output):
+        calls.append(output)
+        if len(calls) == 2:  # the second step of the first batch; the first of its samples, cond
+            output = output.clone()
+            output[2] = torch.nan
+        return output
+
+    handle = query.register_forward_hook(spoil)
+    try:
+        run = record(kept.pipe, PROMPTS, out=tmp_path / "run", **kept.options | {"latents": False, "maps": None})
+    finally:
+        handle.remove()
+    (entry,) = [entry for entry in run.info["nonfinite"] if entry["array"] == "prob" and entry["site"] == site.name]
+    assert (entry["steps"], entry["samples"]) == ([1], [0])
+
+
+def test_ranks_beyond_a_sites_rows_are_nan_and_nobody_is_told(kept, tmp_path):
+    options = {"sites": "unet.mid_block*.ffn", "reduce": "topk", "topk": 20, "steps": 1, "progress": False}
+    run = record(kept.pipe, ["a"], out=tmp_path / "run", images=False, **options)
+    absent = np.isnan(run.open()["topk_value"].values).all((0, 1, 2, 4))
+    assert absent.tolist() == [rank >= 16 for rank in range(20)]  # 4 x 4 rows
+    assert "nonfinite" not in run.info
+
+
+def test_a_rechunked_copy_holds_everything_that_was_kept(kept, tmp_path):
+    copied = rechunk(kept.run, out=tmp_path / "copy", progress=False)
+    assert copied.groups == kept.run.groups
+    for group in copied.groups:
+        ours, theirs = open_run(copied, group), open_run(kept.run, group)
+        assert ours.attrs["sites"] == theirs.attrs["sites"]
+        for name in theirs.data_vars:
+            assert ours[name].values.tobytes() == theirs[name].values.tobytes(), (group, name)
+    assert verify(copied) == []
+
+
+def test_a_run_with_maps_shows_itself(kept):
+    page = kept.run._repr_html_()
+    assert "maps/000-" in page
+    assert page.count("maps/") == 2  # the first and the last
+    rows = {row["name"]: row for row in kept.run.arrays()}
+    assert rows["unet/topk_value"]["shape"] == [3, 2, STEPS, 3, 640]
 
 
 def test_maps_are_the_activations_on_the_grid_of_the_latents(kept):

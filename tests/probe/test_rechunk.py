@@ -81,6 +81,9 @@ def test_a_neuron_of_a_thousand_samples_is_one_chunk_of_a_megabyte():
     assert neuron_chunk((1000, 2, 50, 49920), dims, 4) == (1000, 2, 50, 2)
     assert neuron_chunk((100_000, 2, 50, 49920), dims, 4) == (4096, 2, 50, 1)
     assert neuron_chunk((3, 2, 2, 640), dims, 4) == (3, 2, 2, 640)
+    maps = ("sample", "branch", "step", "neuron", "y", "x")
+    assert neuron_chunk((1000, 2, 30, 1280, 64, 64), maps, 4) == (8, 2, 30, 1, 64, 64)  # 8 MB, not 4 GB
+    assert neuron_chunk((5, 2, 2, 10, 8, 8), maps, 4) == (5, 2, 2, 10, 8, 8)
 
 
 sides = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))

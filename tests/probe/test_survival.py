@@ -18,8 +18,9 @@ import zarr
 
 import probe
 from probe._chunks import readable_size
-from probe._record import record, verify
+from probe._record import dry_run, record, verify
 from probe._run import Run, open_run
+from probe._skeleton import skeleton
 from probe._store import RunStore
 from probe._terminal import run as run_command
 from probe.cli import app
@@ -181,6 +182,46 @@ def test_a_dry_run_tells_the_plan_and_touches_nothing(pipe, tmp_path, capsys, mo
     text = capsys.readouterr().out
     assert "2 of them done" in text
     assert "unet/unit_norm" in text
+
+
+def test_a_dry_run_knows_everything_that_can_be_kept(tmp_path):
+    """Without weights, and for each kind of model."""
+    for kind in ("sd15", "sdxl"):
+        pipe = tiny_pipeline(kind)
+        probe.compat.save_pipeline(pipe, tmp_path / kind)
+        for file in (tmp_path / kind).rglob("*.safetensors"):
+            file.unlink()
+        options = {"sites": ["ffn", "mlp", "xattn.prob", "xattn.k"], "reduce": ["max", "topk"], "latents": True}
+        options |= {"maps": {"unet.mid_block*.ffn": [1], "text_encoder.*.0.mlp": "full"}, "tokens": [0, "b"]}
+        options |= {"steps": 2, "topk": 3}
+        run = record(pipe, ["a b", "b"], out=tmp_path / f"{kind}-run", progress=False, **options)
+        plan = dry_run(skeleton(tmp_path / kind), ["a b", "b"], out=tmp_path / "none", **options)
+        told = {array["name"]: array for array in plan.arrays}
+        assert told.keys() == {array["name"] for array in run.arrays()}
+        for real in run.arrays():
+            assert {key: told[real["name"]][key] for key in real if key != "bytes"} | {"bytes": 0} == real | {
+                "bytes": 0
+            }
+        assert plan.sites["unet xattn.prob"] == len(probe.sites(pipe, "xattn.prob"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_of_trajectories(pipe, tmp_path, capsys):
+    probe.compat.save_pipeline(pipe, tmp_path / "model")
+    stored = probe.trajectories(pipe, ["a", "b"], out=tmp_path / "real", steps=3, noise_pred=True, progress=False)
+    command = ["trajectories", "a", "b", "--model", f"{tmp_path}/model", "--steps", "3", "--noise-pred", "--dry-run"]
+    assert run_command(app, [*command, "--out", f"{tmp_path}/traj", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert (plan["kind"], plan["samples"], plan["steps"], plan["sites"]) == ("trajectory", 2, 3, {})
+    for array in plan["arrays"]:
+        found = stored.open()[array["name"].partition("/")[2]]
+        assert (list(found.shape), str(found.dtype)) == (array["shape"], array["dtype"])
+        assert found.nbytes == array["bytes"]
+    assert run_command(app, [*command, "--out", f"{tmp_path}/real"]) == 0
+    text = capsys.readouterr().out
+    assert "trajectory" in text
+    assert "2 of them done" in text
+    assert not (tmp_path / "traj").exists()
 
 
 def test_an_interrupted_command_keeps_units_and_says_how_to_resume(pipe, tmp_path):

@@ -34,7 +34,11 @@ def with_euler(kind):
     return pipe
 
 
-@pytest.fixture(scope="module", params=[("sd15", False), ("sd21", True)], ids=["sd15-ddim", "sd21-euler"])
+@pytest.fixture(
+    scope="module",
+    params=[("sd15", False), ("sd21", True), ("sdxl", False)],
+    ids=["sd15-ddim", "sd21-euler", "sdxl-ddim"],
+)
 def both(request, tmp_path_factory):
     """The same samples as a plain run with latents and as a float32 trajectory."""
     kind, euler = request.param
@@ -55,7 +59,7 @@ def test_a_trajectory_holds_what_the_sampler_held(both):
     assert ds["timestep"].values.tolist() == latents["timestep"].values.tolist()
     uncond, cond = ds["noise_pred"].values.transpose(1, 0, 2, 3, 4, 5)
     np.testing.assert_allclose(uncond + 7.5 * (cond - uncond), latents["guided"], rtol=1e-4, atol=1e-5)
-    options = {"num_inference_steps": 2, "output_type": "latent"}
+    options = {"num_inference_steps": 2, "guidance_scale": 7.5, "output_type": "latent"}
     options["generator"] = torch.Generator().manual_seed(5)
     if isinstance(pipe.scheduler, EulerDiscreteScheduler):
         assert (ds["input_scale"].values < 1).all()
@@ -72,7 +76,8 @@ def test_a_model_on_its_own_trajectory_gives_the_activations_of_the_plain_run(bo
     again = record(pipe, out=tmp_path / "run", trajectories=stored, batch_size=2, progress=False, **KEPT)
     assert again.samples["prompt"].tolist() == PROMPTS
     assert again.identity["inputs"] == {"kind": "trajectories", "id": stored.id}
-    for group in ("unet", "text_encoder"):
+    assert again.groups == run.groups
+    for group in (name for name in run.groups if name != "latents"):
         for name in KEPT["reduce"]:
             np.testing.assert_allclose(again.open(group)[name], run.open(group)[name], rtol=1e-4, atol=1e-6)
     for name in ("latents", "guided"):
@@ -81,9 +86,25 @@ def test_a_model_on_its_own_trajectory_gives_the_activations_of_the_plain_run(bo
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules()]
 
 
+def test_text_that_sdxl_does_not_encode_is_nan_and_nobody_is_told(both, tmp_path, caplog):
+    pipe, run, stored = both
+    again = record(pipe, out=tmp_path / "run", trajectories=stored, progress=False, **KEPT)
+    encoders = [name for name in run.groups if name.startswith("text_encoder")]
+    assert len(encoders) == 1 + hasattr(pipe, "text_encoder_2")
+    for found in (run, again):
+        for group in encoders:
+            absent = np.isnan(found.open(group)["absmean"].values).all((0, 2)).tolist()
+            assert absent == [hasattr(pipe, "text_encoder_2"), False]
+        assert "nonfinite" not in found.info
+    assert again.identity.get("empty_prompt") == stored.identity.get("empty_prompt")
+    assert (again.identity.get("empty_prompt") == "zeros") == hasattr(pipe, "text_encoder_2")
+    assert "NaN" not in caplog.text
+
+
 def test_two_models_are_compared_on_the_same_input(both, tmp_path):
     pipe, run, stored = both
-    other = tiny_pipeline("sd15" if pipe.unet.config.use_linear_projection is False else "sd21")
+    kind = "sd21" if pipe.unet.config.use_linear_projection else "sd15"
+    other = tiny_pipeline("sdxl" if hasattr(pipe, "text_encoder_2") else kind)
     first, last = sites(other)[0], sites(other)[-1]
     with torch.no_grad():  # what the last site feeds changes the step's outcome, and no activation before it
         other.unet.get_submodule(last.module).weight.mul_(0)
@@ -138,10 +159,56 @@ def test_trajectories_are_half_precision_by_default_and_resume_with_the_same_bit
     while chunk.is_dir():
         chunk = next(chunk.iterdir())
     chunk.write_bytes(chunk.read_bytes()[:20])
-    assert verify(tmp_path / "traj", repair=True) == [chunk.relative_to(tmp_path / "traj").as_posix()]
+    (bad,) = verify(Trajectory(tmp_path / "traj"), repair=True)
+    assert bad.chunk == chunk.relative_to(tmp_path / "traj").as_posix()
     assert TrajectoryStore(tmp_path / "traj").done.tolist().count(False) == 1
     trajectories(pipe, prompts, out=tmp_path / "traj", progress=False, **many)
     assert again.open()["final"].values.tobytes() == whole.open()["final"].values.tobytes()
+
+
+def test_a_trajectory_is_written_where_and_as_carefully_as_a_run(tmp_path, monkeypatch):
+    pipe, url = tiny_pipeline(), f"memory://{tmp_path.name}/traj"
+    options = {"steps": 1, "batch_size": 2, "progress": False}
+    prompts = [f"prompt {i}" for i in range(19)]  # units of 8, 8 and 3 samples
+    for rank in (1, 0):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", str(rank))
+        if rank == 1:  # as if rank 0 had just made it
+            monkeypatch.setenv("RANK", "0")
+            stop = options | {"progress": lambda done, total: (_ for _ in ()).throw(KeyboardInterrupt)}
+            with pytest.raises(KeyboardInterrupt):
+                trajectories(pipe, prompts, out=tmp_path / "shared", **stop)
+            monkeypatch.setenv("RANK", "1")
+        trajectories(pipe, prompts, out=tmp_path / "shared", durable=True, **options)
+        assert TrajectoryStore(tmp_path / "shared").done.tolist() == [rank == 0, True, rank == 0]
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    remote = trajectories(pipe, prompts, out=url, **options)
+    assert remote.path == url
+    for name in ("latents", "final"):
+        same = Trajectory(tmp_path / "shared").open()[name].values.tobytes()
+        assert remote.open()[name].values.tobytes() == same
+    assert verify(url) == []
+    assert "19 of 19 samples" in repr(remote)
+    few = {"sites": "unet.mid_block*.ffn", "reduce": "absmean", "progress": False}
+    local = record(pipe, out=tmp_path / "local", trajectories=tmp_path / "shared", **few)
+    away = record(pipe, out=f"{url}-run", trajectories=url, **few)
+    assert away.open()["absmean"].values.tobytes() == local.open()["absmean"].values.tobytes()
+    with pytest.raises(BadInput, match=r"trajectory would be larger than max_gb"):
+        trajectories(pipe, prompts, out=tmp_path / "large", max_gb=1e-6, **options)
+    assert not (tmp_path / "large").exists()
+
+
+def test_infinity_in_half_precision_is_reported(tmp_path, caplog):
+    pipe = tiny_pipeline()
+    handle = pipe.unet.register_forward_hook(lambda _m, _a, output: (output[0] * 1e7,))
+    try:
+        stored = trajectories(pipe, ["a"], out=tmp_path / "traj", steps=2, guidance=1.0, progress=False)
+    finally:
+        handle.remove()
+    (entry, *_) = stored.nonfinite
+    assert (entry["group"], entry["steps"], entry["samples"]) == ("latents", [1], [0])
+    assert "NaN or infinity was recorded: latents, step 1, sample 0" in caplog.text
 
 
 # --- images ---

@@ -62,6 +62,23 @@ def wait_and_check(writer):
     raise AssertionError("an error is known without putting more")
 
 
+def test_nan_that_is_meant_is_not_reported(tmp_path, caplog):
+    store = empty(tmp_path / "run")
+    spoiled = values(store.rows(0))
+    norm = spoiled["unet"]["norm"]
+    norm[0, 0] = np.nan
+    meant = np.zeros((2, 2, *(1,) * (norm.ndim - 2)), bool)
+    meant[0, 0] = True
+    with store.locked(), Writer(store) as writer:
+        writer.put(0, spoiled, ROWS, {"unet": {"norm": meant}})
+    assert store.nonfinite == []
+    assert "NaN" not in caplog.text
+    spoiled["unet"]["norm"][0, 0] = np.inf  # infinity is never meant
+    with store.locked(), Writer(store) as writer:
+        writer.put(0, spoiled, ROWS, {"unet": {"norm": meant}})
+    assert {entry["array"] for entry in store.nonfinite} == {"norm"}
+
+
 def interrupted(writer):
     put(writer, 0)
     raise KeyboardInterrupt
