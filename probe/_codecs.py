@@ -27,7 +27,7 @@ _CHOSEN = threading.RLock()
 def compressors(dtype: Any = None) -> list[Any]:
     """Compressed first, checked second: a crc32c over the compressed bytes.
 
-    Activations have random low bits: lz4 over transposed bits is as small as zstd there, and written in half the time.
+    Activations have random low bits: lz4 over transposed bits is as small as zstd there, and quicker to decode.
     Everything else is small, or repeats: zstd at level 1.
     """
     if dtype is not None and np.dtype(dtype).kind == "f":
