@@ -141,12 +141,14 @@ def _make(plan: TrajectoryPlan, rows: slice, advance: Callable[[int], object]) -
             final[at] = step.after.float().cpu().numpy()
 
     recorder = PredictionRecorder(plan.sizes, plan.branches, every) if plan.noise_pred else None
-    with ExitStack() as hooks, torch.no_grad():
-        predictions = {} if recorder is None else hooks.enter_context(recorder.recording(plan.pipe, table))
-        listeners = Listeners((lambda _call: None) if recorder is None else recorder.on_call, keep, advance)
-        Sampled(every).run(plan.pipe, table, rows, plan.settings, listeners, decode=False)
+    with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinity, which the writer reports
+        with ExitStack() as hooks, torch.no_grad():
+            predictions = {} if recorder is None else hooks.enter_context(recorder.recording(plan.pipe, table))
+            listeners = Listeners((lambda _call: None) if recorder is None else recorder.on_call, keep, advance)
+            Sampled(every).run(plan.pipe, table, rows, plan.settings, listeners, decode=False)
+        stored = {name: array.astype(plan.stored_as) for name, array in predictions.items()}
     values = {"latents": {"latents": latents}, "final": {"final": final}}
-    values |= {name: {name: array.astype(plan.stored_as)} for name, array in predictions.items()}
+    values |= {name: {name: array} for name, array in stored.items()}
     for arrays in values.values():
         arrays["shown"] = np.full(len(table), np.nan, np.float32)
     return values, {}, {}

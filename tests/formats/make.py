@@ -54,7 +54,7 @@ def trajectory_facts(stored) -> dict:
 def pack(folder: Path, file: Path) -> None:
     """A store as one zip."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for one in sorted(one for one in folder.rglob("*") if one.is_file() and one.name != ".lock"):
+        for one in sorted(one for one in folder.rglob("*") if one.is_file() and not one.name.startswith(".")):
             archive.write(one, one.relative_to(folder))
 
 

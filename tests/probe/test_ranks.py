@@ -82,7 +82,7 @@ def test_a_rank_waits_for_the_first(pipe, tmp_path, be_rank, monkeypatch):
     plan = {"identity": {"samples": {"n": 5}, "reducers": ["norm", "max"]}}
 
     class Plan:
-        identity = plan["identity"]
+        store, identity = RunStore, plan["identity"]
 
     late = threading.Timer(0.5, lambda: empty(tmp_path / "run"))
     late.start()
