@@ -1,9 +1,8 @@
 """The two judges: train them on renders, then set thresholds on generated pictures.
 
-python -m data.build.judges cnn         # needs the VAE; uses generated `none` pictures where they exist
-python -m data.build.judges nearest     # needs judge_clip
-python -m data.build.judges none        # needs the UNet: half-denoised and randomly pruned outputs
-python -m data.build.judges thresholds  # needs the UNet and both judges
+python -m data.build.judges none     # needs a UNet, part-trained is enough: half-denoised and randomly pruned outputs
+python -m data.build.judges cnn      # needs the VAE and `none`
+python -m data.build.judges nearest  # needs judge_clip, the VAE and `none`
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def train_cnn() -> None:
     vae = AutoencoderKL.from_pretrained(RUNS / "vae").eval()
     soft = round_trip(images[: 620 * 10], vae)
     images, targets = np.concatenate([images, soft]), torch.cat([targets, targets[: len(soft)]])
-    generated = load_file(NONE_FILE)["images"].numpy() if NONE_FILE.exists() else np.empty((0, 64, 64, 3), np.uint8)
+    generated = load_file(NONE_FILE)["images"].numpy()
     none = len(things())
 
     def loss(net: JudgeCNN, iteration: int) -> torch.Tensor:
@@ -111,9 +110,8 @@ def train_cnn() -> None:
         x = worsen(torch.roll(x, shift, (2, 3)), 0.6)
         bad = torch.rand(BATCH) < 0.12
         x = torch.where(bad.view(-1, 1, 1, 1), spoil(x), x)
-        if len(generated):
-            j = torch.randint(len(generated), (BATCH // 12,))
-            x[-len(j) :], bad[-len(j) :] = to_pixels(generated[j.numpy()]), True
+        j = torch.randint(len(generated), (BATCH // 12,))
+        x[-len(j) :], bad[-len(j) :] = to_pixels(generated[j.numpy()]), True
         y[bad, 0], y[bad, 1:] = none, -1
         with torch.autocast("cpu", torch.bfloat16):
             out = net(x)
@@ -126,8 +124,7 @@ def train_cnn() -> None:
 
     torch.manual_seed(8)
     net = JudgeCNN(families(labels()), WIDTHS).to(memory_format=torch.channels_last)
-    name = "emoji_cnn_none" if len(generated) else "emoji_cnn"
-    trainer = Trainer(name, net, loss, RUNS, ITERATIONS, lr=1.5e-3, warmup=100, ema_decay=0.995)
+    trainer = Trainer("emoji_cnn", net, loss, RUNS, ITERATIONS, lr=1.5e-3, warmup=100, ema_decay=0.995)
     trainer.run()
     trainer.ema_into(net)
     save("emoji_cnn", {k: v.half() for k, v in net.state_dict().items()}, widths=WIDTHS)
@@ -149,9 +146,7 @@ def make_nearest() -> None:
     images, targets = np.concatenate([images, round_trip(images, vae)]), torch.cat([targets, targets])
     features = F.normalize(embed(images), dim=-1)
     bad = to_uint8(spoil(to_pixels(images[: 620 * 2])))
-    if NONE_FILE.exists():
-        bad = np.concatenate([bad, load_file(NONE_FILE)["images"].numpy()])
-    off = embed(bad)
+    off = embed(np.concatenate([bad, load_file(NONE_FILE)["images"].numpy()]))
     # means per drawing: 620 centres
     centres = torch.stack([features[(targets == t).all(1)].mean(0) for t in targets.unique(dim=0)])
     family_sizes = families(labels())
@@ -195,7 +190,8 @@ def make_none(n: int = 1200) -> None:
     world = concepts(Path("data/emoji/concepts"))
     prompts = [world[t].prompts["explicit"][k] for k in range(12) for t in world if world[t].kind != "style"]
     unet = make_unet().eval()
-    unet.load_state_dict(load_file(RUNS / "unet" / "diffusion_pytorch_model.safetensors"))
+    state = load_file(RUNS / "unet.state.safetensors")
+    unet.load_state_dict({k.removeprefix("ema/"): v for k, v in state.items() if k.startswith("ema/")})
     original = {k: v.clone() for k, v in unet.state_dict().items()}
     pipe, out = pipeline(unet), []
     pipe.set_progress_bar_config(disable=True)
