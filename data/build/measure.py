@@ -61,7 +61,7 @@ def said_style(prompt: str) -> str:
 
 
 def scored(part: pd.DataFrame, images: np.ndarray, judges: list) -> pd.DataFrame:
-    """The samples with what their images (s, y, x, rgb) add: the style they ask for, and per judge labels and scores."""
+    """The samples with what images (s, y, x, rgb) add: the style asked for, and per judge labels and scores."""
     part = part.copy()
     part["said_style"] = [said_style(p) for p in part["prompt"]]
     for judge in judges:
