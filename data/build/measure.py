@@ -177,6 +177,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     world = probe.concepts(FOLDER)
+    if args.what == "check":
+        return check(world)
     if args.what in (None, "draw"):
         draw(world, plan(world))
     table = pd.read_csv(RESULTS / "images.csv", keep_default_na=False)

@@ -21,7 +21,7 @@ from data.build.pool import make_pool
 from data.build.training import Trainer
 from probe.detect._emoji import to_pixels
 
-ITERATIONS, BATCH, EXAMPLES = 7_000, 64, 20_000
+ITERATIONS, BATCH, EXAMPLES = 6_000, 64, 20_000
 UNCONDITIONAL = 0.1  # share of captions dropped, for classifier-free guidance
 SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023, arXiv 2303.09556, eq. 1) of the epsilon loss
 
