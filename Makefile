@@ -44,7 +44,7 @@ setup: .venv/.ready ## virtual environment with everything (other targets call i
 	  echo "version (TORCH=...), or accept the CUDA build of several gigabytes (make setup GPU=1)." >&2; exit 1; \
 	fi
 
-demo: setup ## record, find, prune and measure "church" in the embedded model: a table and pictures in runs/demo/
+demo: setup ## record, find, prune and measure "castle" in the embedded model: a table and pictures in runs/demo/
 	$(BIN)/probe demo
 
 lint: setup

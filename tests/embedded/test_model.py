@@ -38,8 +38,8 @@ def test_benchmark_objects_are_drawn(pipe, world: probe.World) -> None:
 
 def test_the_demo_keeps_its_bounds_on_a_small_sample(pipe, world: probe.World, tmp_path: Path) -> None:
     size = steps.Size(recorded=20, images={"explicit": 20, "preserve_test": 20}, keep=False)
-    demo = steps.run_demo(pipe, world["church"], world, tmp_path, size, progress=False)
-    held = {c["claim"]: c["held"] for c in verdicts(demo.table, "plain")}
+    demo = steps.run_demo(pipe, world[steps.CONCEPT], world, tmp_path, size, progress=False)
+    held = {c["claim"]: c["held"] for c in verdicts(demo.table, "plain", steps.CONCEPT)}
     assert all(held.values()), held
     assert set(summary(demo.table, demo.densities)["edit"]) == {"published rule", "random mask"}
 
