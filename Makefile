@@ -60,7 +60,7 @@ test-slow: setup ## bounds on the embedded model, kill tests, SD-shaped tests
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/test_wheel.py
 
 notebooks: setup ## runs every notebook from top to bottom; the outputs go to runs/notebooks/
-	@mkdir -p runs/notebooks
+	@rm -rf runs/notebooks && mkdir -p runs/notebooks
 	@set -e; for notebook in notebooks/*.ipynb; do \
 	  echo "$$notebook"; $(BIN)/papermill --no-progress-bar "$$notebook" "runs/$$notebook"; \
 	done
