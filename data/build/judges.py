@@ -2,7 +2,7 @@
 
 python -m data.build.judges none     # needs a UNet, part-trained is enough: half-denoised and randomly pruned outputs
 python -m data.build.judges cnn      # needs the VAE and `none`
-python -m data.build.judges nearest  # needs judge_clip, the VAE and `none`
+python -m data.build.judges nearest  # needs judge_clip and the VAE
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ FOLDER = Path("data/emoji/judges")
 WIDTHS, BATCH, ITERATIONS = (32, 64, 128, 160), 96, 2400
 NONE_FILE = RUNS / "none_images.safetensors"
 FALSE_POSITIVES = 0.005
+CALLED_NONE = 0.02  # share of softened renders that the nearest judge may call none
 log = logging.getLogger(__name__)
 
 
@@ -146,20 +147,17 @@ def make_nearest() -> None:
     images, targets = render_pool(620 * 4, 9)
     images, targets = np.concatenate([images, round_trip(images, vae)]), torch.cat([targets, targets])
     features = F.normalize(embed(images), dim=-1)
-    bad = to_uint8(spoil(to_pixels(images[: 620 * 2])))
-    off = embed(np.concatenate([bad, load_file(NONE_FILE)["images"].numpy()]))
     # means per drawing: 620 centres
     centres = torch.stack([features[(targets == t).all(1)].mean(0) for t in targets.unique(dim=0)])
     family_sizes = families(labels())
     offsets = torch.tensor([0, family_sizes["object"], family_sizes["object"] + family_sizes["style"]])
     unique = targets.unique(dim=0)
     columns = torch.where(unique >= 0, unique + offsets, -1)
-    best_good = (features @ F.normalize(centres, dim=-1).T).amax(1)
-    best_bad = (F.normalize(off, dim=-1) @ F.normalize(centres, dim=-1).T).amax(1)
-    cut = np.linspace(0, 1, 501)
-    errors = [(best_good < c).float().mean() + (best_bad >= c).float().mean() for c in cut]
+    torch.manual_seed(10)
+    soft = F.normalize(embed(to_uint8(worsen(to_pixels(images), 0.6))), dim=-1)
+    best = (soft @ F.normalize(centres, dim=-1).T).amax(1)
     save("emoji_nearest", {"features": centres.half(), "columns": columns.to(torch.int32)},
-         temperature=0.02, none_similarity=float(cut[int(np.argmin(errors))]))  # fmt: skip
+         temperature=0.02, none_similarity=round(float(best.quantile(CALLED_NONE)), 4))  # fmt: skip
 
 
 def save(name: str, tensors: dict[str, torch.Tensor], **settings) -> None:
