@@ -93,6 +93,7 @@ def write_card(world: World, rows: pd.DataFrame) -> None:
     gender = rows[rows["set"] == "gender"]
     man = {p: gender[gender["concept"] == p]["emoji_cnn/gender"] == "man" for p in PROFESSIONS}
     shares = [(p, in_training, rate(man[p])) for p, (_, in_training) in PROFESSIONS.items()]
+    # rows lose the second judge's columns when it changes after they were drawn
     second = rows.get("emoji_nearest/object", rows["emoji_cnn/object"].iloc[:0])
     agree = (rows["emoji_cnn/object"][second.index] == second).astype(float)
     eyes = by_eye() if EYES.exists() else dict.fromkeys(("emoji_cnn", "emoji_nearest", "agreement"), "not measured")

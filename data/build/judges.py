@@ -1,6 +1,6 @@
-"""The two judges: train them on renders, then set thresholds on generated pictures.
+"""The two judges, trained on renders; `data.build.measure` sets their thresholds on generated pictures.
 
-python -m data.build.judges none     # needs a UNet, part-trained is enough: half-denoised and randomly pruned outputs
+python -m data.build.judges none     # needs a UNet, part-trained is enough: outputs cut off early, damaged weights
 python -m data.build.judges cnn      # needs the VAE and `none`
 python -m data.build.judges nearest  # needs judge_clip and the VAE
 """

@@ -3,9 +3,9 @@ card.
 
     python -m data.build.measure draw        # generate and score; resumable, one CSV row per picture
     python -m data.build.measure thresholds  # false-positive rate at most 0.5 % on generated pictures of other prompts
-    python -m data.build.measure check       # 200 pictures of a UNet that still trains
     python -m data.build.measure lists       # benchmark list, chosen on one seed set, reported on the other
     python -m data.build.measure             # all three
+    python -m data.build.measure check       # 200 pictures of a UNet that still trains
 
 Rows go to ``data/build/results/images.csv``: set, concept, kind, split, prompt, seed, and per judge the top label of
 each family with its score, plus the score of the prompted label.
@@ -26,6 +26,8 @@ import probe
 from data.build.concepts import FOLDER, lists
 from data.build.judges import FALSE_POSITIVES
 from data.build.judges import FOLDER as JUDGES
+from data.build.training import ema_weights
+from data.build.unet import RUNS, make_unet, pipeline
 from data.build.words import CHARACTERS, GROUPS, NEVER_DRAWN, PROFESSIONS, STYLES
 from probe.world import World
 
@@ -82,14 +84,11 @@ def scored(part: pd.DataFrame, images: np.ndarray, judges: list) -> pd.DataFrame
 
 def check(world: World, n: int = 200) -> None:
     """Measure the UNet that still trains on ``n`` pictures of the choosing set: a row of ``checks.csv``."""
-    from data.build.training import ema_weights
-    from data.build.unet import RUNS, make_unet, pipeline
-
     weights, state = ema_weights(RUNS / "unet.state.safetensors")
     unet = make_unet().eval()
     unet.load_state_dict(weights)
     table = plan(world)
-    named = table[(table["set"] == "choose") & ~table["kind"].isin(["style"]) & ~table["concept"].isin(NEVER_DRAWN)]
+    named = table[(table["set"] == "choose") & (table["kind"] != "style") & ~table["concept"].isin(NEVER_DRAWN)]
     part = named.sample(n, random_state=0).reset_index(drop=True)
     images = probe.generate(pipeline(unet), probe.samples(part[["prompt", "seed"]]), steps=STEPS, guidance=GUIDANCE,
                             batch_size=40, progress=False)  # fmt: skip

@@ -9,6 +9,7 @@ import typer
 
 from probe._terminal import Task, command
 from probe.cli._app import app
+from probe.cli._demo_steps import CONCEPT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 def demo(
     task: Task,
     out: Annotated[str, typer.Option("--out", help="folder of everything the demo writes")] = "runs/demo",
-    concept: Annotated[
-        str | None, typer.Option(help="what to erase: an object or character of the embedded world; default castle")
-    ] = None,
+    concept: Annotated[str, typer.Option(help="what to erase: an object or character of the embedded world")] = CONCEPT,
     quick: Annotated[bool, typer.Option("--quick", help="a dozen images: shows that everything runs")] = False,
     full: Annotated[bool, typer.Option("--full", help="at least 100 images a row; measures the stated bars")] = False,
 ) -> None:
@@ -34,7 +33,6 @@ def demo(
         raise BadInput("--quick and --full exclude each other")
     name, size = ("quick", steps.QUICK) if quick else ("full", steps.FULL) if full else ("plain", steps.PLAIN)
     world = probe.concepts("emoji")
-    concept = concept or steps.CONCEPT
     chosen, folder = world[concept], Path(out) if name == "plain" else Path(out) / name
     typer.echo(f"{size.generated} images of 64 px; everything goes to {folder}", err=True)
     result = steps.run_demo(probe.load("emoji"), chosen, world, folder, size, task.progress)
@@ -54,7 +52,7 @@ def demo(
         paths,
         "\n".join(f"{'ok  ' if c['held'] else 'MISS'}  {c['claim']}: {c['value']}" for c in checks),
     )
-    if name == "plain" and concept == steps.CONCEPT and not all(c["held"] for c in checks):
+    if name == "plain" and concept == CONCEPT and not all(c["held"] for c in checks):
         raise typer.Exit(1)
 
 

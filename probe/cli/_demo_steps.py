@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from probe.protocols import Progress
 
-#: The concept that the demo erases and the settings for it, found on tuning prompts (docs/methods/concept_prune.md).
+#: The concept that the demo erases and the settings for it, found on tuning prompts (docs/decisions.md).
 CONCEPT = "castle"
 SETTINGS: dict[str, Any] = {"references": "paper", "skill_ratio": 0.3, "window": (999, 501), "branches": "cond"}
 
