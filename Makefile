@@ -44,7 +44,7 @@ setup: .venv/.ready ## virtual environment with everything (other targets call i
 	  echo "version (TORCH=...), or accept the CUDA build of several gigabytes (make setup GPU=1)." >&2; exit 1; \
 	fi
 
-demo: setup ## record, find, prune and measure "church" in the embedded model: a table and pictures in runs/demo/
+demo: setup ## record, find, prune and measure "castle" in the embedded model: a table and pictures in runs/demo/
 	$(BIN)/probe demo
 
 lint: setup
@@ -60,7 +60,7 @@ test-slow: setup ## bounds on the embedded model, kill tests, SD-shaped tests
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/test_wheel.py
 
 notebooks: setup ## runs every notebook from top to bottom; the outputs go to runs/notebooks/
-	@mkdir -p runs/notebooks
+	@rm -rf runs/notebooks && mkdir -p runs/notebooks
 	@set -e; for notebook in notebooks/*.ipynb; do \
 	  echo "$$notebook"; $(BIN)/papermill --no-progress-bar "$$notebook" "runs/$$notebook"; \
 	done

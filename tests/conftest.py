@@ -56,13 +56,3 @@ def _no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded_connect)
         patch.setattr(socket, "getaddrinfo", guarded_look_up)
         yield
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the embedded model wait for it: a checkout in which it still trains has none."""
-    if (ROOT / "data" / "emoji" / "pipeline" / "model_index.json").is_file():
-        return
-    wait = pytest.mark.skip(reason="the embedded model is still being trained")
-    for item in items:
-        if item.get_closest_marker("embedded"):
-            item.add_marker(wait)

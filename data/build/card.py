@@ -93,7 +93,9 @@ def write_card(world: World, rows: pd.DataFrame) -> None:
     gender = rows[rows["set"] == "gender"]
     man = {p: gender[gender["concept"] == p]["emoji_cnn/gender"] == "man" for p in PROFESSIONS}
     shares = [(p, in_training, rate(man[p])) for p, (_, in_training) in PROFESSIONS.items()]
-    agree = (rows["emoji_cnn/object"] == rows["emoji_nearest/object"]).astype(float)
+    # rows lose the second judge's columns when it changes after they were drawn
+    second = rows.get("emoji_nearest/object", rows["emoji_cnn/object"].iloc[:0])
+    agree = (rows["emoji_cnn/object"][second.index] == second).astype(float)
     eyes = by_eye() if EYES.exists() else dict.fromkeys(("emoji_cnn", "emoji_nearest", "agreement"), "not measured")
     pipe = probe.load("emoji")
     cosine = eot_cosine(pipe, [world[n].test["explicit"][0] for n in world])

@@ -32,14 +32,14 @@ ACROSS, DOWN, CELL = 10, 5, 112
 def edits_of(pipe, world: probe.World) -> list:
     """Edits whose pictures a judge will have to name: two prunings of concepts and a random mask."""
     found = []
-    for name in ("church", "castle"):
+    for name in ("castle", "dog"):
         c = world[name]
         runs = [
             probe.record(pipe, list(texts[:12]), out=OUT / f"{name}-{kind}", batch_size=12, progress=False)
-            for kind, texts in (("target", c.prompts["explicit"]), ("reference", c.references["neighbour"]))
+            for kind, texts in (("target", c.prompts["explicit"]), ("reference", c.references["paper"]))
         ]
         nm = probe.score(*runs, method="wanda", branches="cond")
-        found.append(erase.concept_prune(pipe, nm, skill_ratio=0.15, window=None))
+        found.append(erase.concept_prune(pipe, nm, skill_ratio=0.3, window=None))
     return [*found, erase.control_mask(found[0])]
 
 

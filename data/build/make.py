@@ -3,8 +3,8 @@
 
     python -m data.build.make [--until STAGE] [--threads 2]
 
-Stages: clip, judge_clip, vae, unet, cnn (on renders), none, cnn_none (with the generator's failures), nearest,
-assemble, measure. State lies under ``runs/model`` (ignored by git); delete it to start from nothing.
+Stages: clip, judge_clip, vae, unet, none (the generator's failures, for the judges), cnn, nearest, assemble, measure.
+State lies under ``runs/model`` (ignored by git); delete it to start from nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "vae": ("data.build.vae",),
     "unet": ("data.build.unet",),
     "judge_clip": ("data.build.clip", "judge_clip"),
-    "cnn": ("data.build.judges", "cnn"),
     "none": ("data.build.judges", "none"),
-    "cnn_none": ("data.build.judges", "cnn"),
+    "cnn": ("data.build.judges", "cnn"),
     "nearest": ("data.build.judges", "nearest"),
     "assemble": ("data.build.assemble",),
     "measure": ("data.build.measure",),

@@ -5,6 +5,7 @@ card.
     python -m data.build.measure thresholds  # false-positive rate at most 0.5 % on generated pictures of other prompts
     python -m data.build.measure lists       # benchmark list, chosen on one seed set, reported on the other
     python -m data.build.measure             # all three
+    python -m data.build.measure check       # 200 pictures of a UNet that still trains
 
 Rows go to ``data/build/results/images.csv``: set, concept, kind, split, prompt, seed, and per judge the top label of
 each family with its score, plus the score of the prompted label.
@@ -25,6 +26,8 @@ import probe
 from data.build.concepts import FOLDER, lists
 from data.build.judges import FALSE_POSITIVES
 from data.build.judges import FOLDER as JUDGES
+from data.build.training import ema_weights
+from data.build.unet import RUNS, make_unet, pipeline
 from data.build.words import CHARACTERS, GROUPS, NEVER_DRAWN, PROFESSIONS, STYLES
 from probe.world import World
 
@@ -59,6 +62,44 @@ def said_style(prompt: str) -> str:
     return next((w for w in prompt.replace(",", " ").split() if w in STYLES), "")
 
 
+def scored(part: pd.DataFrame, images: np.ndarray, judges: list) -> pd.DataFrame:
+    """The samples with what images (s, y, x, rgb) add: the style asked for, and per judge labels and scores."""
+    part = part.copy()
+    part["said_style"] = [said_style(p) for p in part["prompt"]]
+    for judge in judges:
+        scores = judge(images)
+        for family in ("object", "style", "gender"):
+            best = judge.best(scores, family)
+            part[f"{judge.name}/{family}"] = [judge.labels[b].split("/", 1)[1] for b in best]
+            part[f"{judge.name}/{family}_score"] = scores[np.arange(len(best)), best].round(4)
+        own = [
+            f"style/{c}" if k == "style" else f"object/{c}" for c, k in zip(part["concept"], part["kind"], strict=True)
+        ]
+        part[f"{judge.name}/own_score"] = [
+            max(s[judge.index(f"object/{m}")] for m in GROUPS[c]) if c in GROUPS else s[judge.index(o)]
+            for s, o, c in zip(scores, own, part["concept"], strict=True)
+        ]
+    return part
+
+
+def check(world: World, n: int = 200) -> None:
+    """Measure the UNet that still trains on ``n`` pictures of the choosing set: a row of ``checks.csv``."""
+    weights, state = ema_weights(RUNS / "unet.state.safetensors")
+    unet = make_unet().eval()
+    unet.load_state_dict(weights)
+    table = plan(world)
+    named = table[(table["set"] == "choose") & (table["kind"] != "style") & ~table["concept"].isin(NEVER_DRAWN)]
+    part = named.sample(n, random_state=0).reset_index(drop=True)
+    images = probe.generate(pipeline(unet), probe.samples(part[["prompt", "seed"]]), steps=STEPS, guidance=GUIDANCE,
+                            batch_size=40, progress=False)  # fmt: skip
+    rows = judged(scored(part, images, [probe.detector("emoji_cnn")]))
+    row = {"iteration": state["iteration"], "n": n, "object_shown": rows["shown"].mean(),
+           "style_shown": rows["style_shown"].mean()}  # fmt: skip
+    path = RESULTS / "checks.csv"
+    pd.DataFrame([row]).round(4).to_csv(path, mode="a", header=not path.exists(), index=False)
+    print(row)
+
+
 def draw(world: World, table: pd.DataFrame, batch: int = 60) -> pd.DataFrame:
     """Generate and score what is not yet in the CSV."""
     path = RESULTS / "images.csv"
@@ -70,21 +111,7 @@ def draw(world: World, table: pd.DataFrame, batch: int = 60) -> pd.DataFrame:
         part = table.iloc[start : start + batch].copy()
         samples = probe.samples(part[["prompt", "seed"]])
         images = probe.generate(pipe, samples, steps=STEPS, guidance=GUIDANCE, batch_size=batch, progress=False)
-        part["said_style"] = [said_style(p) for p in part["prompt"]]
-        for judge in judges:
-            scores = judge(images)
-            for family in ("object", "style", "gender"):
-                best = judge.best(scores, family)
-                part[f"{judge.name}/{family}"] = [judge.labels[b].split("/", 1)[1] for b in best]
-                part[f"{judge.name}/{family}_score"] = scores[np.arange(len(best)), best].round(4)
-            own = [
-                f"style/{c}" if k == "style" else f"object/{c}"
-                for c, k in zip(part["concept"], part["kind"], strict=True)
-            ]
-            part[f"{judge.name}/own_score"] = [
-                max(s[judge.index(f"object/{m}")] for m in GROUPS[c]) if c in GROUPS else s[judge.index(o)]
-                for s, o, c in zip(scores, own, part["concept"], strict=True)
-            ]
+        part = scored(part, images, judges)
         part.round(4).to_csv(path, mode="a", header=not path.exists(), index=False)
         print(f"{start + len(part)}/{len(table)}", flush=True)
     return pd.read_csv(path, keep_default_na=False)
@@ -144,11 +171,13 @@ def choose_lists(world: World, table: pd.DataFrame) -> dict[str, list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("what", nargs="?", choices=("draw", "thresholds", "lists"))
+    parser.add_argument("what", nargs="?", choices=("draw", "thresholds", "lists", "check"))
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     world = probe.concepts(FOLDER)
+    if args.what == "check":
+        return check(world)
     if args.what in (None, "draw"):
         draw(world, plan(world))
     table = pd.read_csv(RESULTS / "images.csv", keep_default_na=False)

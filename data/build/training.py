@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,13 +32,19 @@ def resume_file(name: str) -> Path:
     return RESUME / f"{name}_ema_fp16.safetensors"
 
 
+def ema_weights(state_file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The EMA weights of a full state, and its iteration and seconds."""
+    with safe_open(state_file, "pt") as f:
+        state = json.loads(f.metadata()["state"])
+        return {k.removeprefix("ema/"): f.get_tensor(k) for k in f.keys() if k.startswith("ema/")}, state  # noqa: SIM118
+
+
 def keep_ema(state_file: Path, target: Path, dtype: torch.dtype = torch.float16) -> None:
     """The EMA weights of a full state alone, small enough to commit."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with safe_open(state_file, "pt") as f:
-        state = json.loads(f.metadata()["state"])
-        ema = {k.removeprefix("ema/"): f.get_tensor(k).to(dtype) for k in f.keys() if k.startswith("ema/")}  # noqa: SIM118
-    save_file(ema, target, metadata={"iteration": str(state["iteration"]), "seconds": f"{state['seconds']:.0f}"})
+    ema, state = ema_weights(state_file)
+    metadata = {"iteration": str(state["iteration"]), "seconds": f"{state['seconds']:.0f}"}
+    save_file({k: v.to(dtype) for k, v in ema.items()}, target, metadata=metadata)
 
 
 @dataclass

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from probe.protocols import Progress
 
-#: Provisional: benchmarks/claims/concept_prune_sweep.py chooses them, on tuning prompts of the trained model.
-SETTINGS: dict[str, Any] = {"skill_ratio": 0.15, "window": (999, 501), "branches": "cond"}
+#: The concept that the demo erases and the settings for it, found on tuning prompts (docs/decisions.md).
+CONCEPT = "castle"
+SETTINGS: dict[str, Any] = {"references": "paper", "skill_ratio": 0.3, "window": (999, 501), "branches": "cond"}
 
 #: What each split of the table is called there, in order.
 SPLITS = {"explicit": "target", "neighbours": "neighbours", "preserve_test": "others"}
@@ -59,12 +60,13 @@ def run_demo(pipe: Any, concept: Any, world: Any, out: Path, size: Size, progres
     import erase
     import probe
 
-    if not concept.references.get("neighbour"):
+    references = concept.references.get(SETTINGS["references"])
+    if not references:
         raise BadInput(f"{concept.name} has no references to score against", fix="choose another concept")
     n = size.recorded
     common: dict[str, Any] = {"sites": "ffn", "batch_size": 20, "progress": progress}
     target = probe.record(pipe, list(concept.prompts["explicit"][:n]), out=out / "run", concept=concept.name, **common)
-    reference = probe.record(pipe, list(concept.references["neighbour"][:n]), out=out / "reference", **common)
+    reference = probe.record(pipe, list(references[:n]), out=out / "reference", **common)
     nm = probe.score(target, reference, method="wanda", branches=SETTINGS["branches"])
     nm.save(out / "map.zarr.zip")
 
