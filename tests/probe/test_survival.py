@@ -33,8 +33,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
+def pipe(tmp_path_factory):
+    pipe = tiny_pipeline()
+    record(pipe, ["a"], out=tmp_path_factory.mktemp("first") / "run", **SMALL)  # a call leaves its arguments behind
+    return pipe
 
 
 def state(pipe):
@@ -56,7 +58,6 @@ class Stopped:
 
 
 def test_nothing_in_the_pipeline_outlives_success_error_or_interruption(pipe, tmp_path, caplog):
-    record(pipe, ["a"], out=tmp_path / "first", **SMALL)  # a diffusers call leaves its last arguments on the pipeline
     pipe.unet.train()
     before = state(pipe)
     for i, error in enumerate((RuntimeError("broken"), KeyboardInterrupt())):
