@@ -231,6 +231,7 @@ def test_an_interrupted_command_keeps_units_and_says_how_to_resume(pipe, tmp_pat
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     flag, end = tmp_path / "run" / "done" / "c" / "0", time.monotonic() + 300
     while not flag.exists() and child.poll() is None and time.monotonic() < end:
