@@ -31,7 +31,8 @@ def info(
         others = {key: value for key, value in found.items() if key != "versions"}
         return task.result(found, _rows({**found["versions"], **others}))
     kind = kind_at(Path(what))
-    return {"run": _run, "neuron_map": _map, "edit": _edit, "result": _result}.get(kind or "", _model)(task, what)
+    shown = {"run": _run, "neuron_map": _map, "selectivity": _selectivity, "edit": _edit, "result": _result}
+    return shown.get(kind or "", _model)(task, what)
 
 
 def _model(task: Task, what: str) -> None:
@@ -89,9 +90,19 @@ def _map(task: Task, what: str) -> None:
         "sites": [site.to_json() for site in nm.sites],
         "selected": int(nm.selected().sum()) if "selected" in nm.dataset else None,
         "best": best,
+        "report": nm.report,
         "provenance": nm.provenance,
     }
     task.result(document, repr(nm).strip("<>"), best)
+
+
+def _selectivity(task: Task, what: str) -> None:
+    from probe import Selectivity
+
+    table = Selectivity.load(what)
+    best = table.to_dataframe().nlargest(10, "auroc")
+    document = {"kind": "selectivity", "id": table.id, "concepts": table.concepts, "best": best}
+    task.result({**document, "provenance": table.provenance}, repr(table).strip("<>"), best)
 
 
 def _edit(task: Task, what: str) -> None:
