@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -26,6 +26,7 @@ class WindowMeans:
     reducer: str
     window: Window
     branches: tuple[str, ...] | None
+    _last: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, run: Recorded, reducer: str, window: Window, branches: str) -> WindowMeans:
@@ -63,8 +64,15 @@ class WindowMeans:
         return np.asarray(self.run.ds[name].values)
 
     def read(self, neurons: slice) -> np.ndarray:
-        """(s n) float32; rows are NaN for samples that were not measured."""
-        return self.run.window_means(self.reducer, self.steps, self.branches, neurons)
+        """(s n) float32; rows are NaN for samples that were not measured.
+
+        The last piece is kept: where one piece is all, a second look at it costs no second reading.
+        """
+        key = (neurons.start, neurons.stop)
+        if key not in self._last:
+            self._last.clear()
+            self._last[key] = self.run.window_means(self.reducer, self.steps, self.branches, neurons)
+        return self._last[key]
 
     def columns(self, neurons: np.ndarray, pieces: Sequence[slice]) -> np.ndarray:
         """(s c) float32: the given neurons (ascending), read through pieces."""

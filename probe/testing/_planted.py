@@ -102,7 +102,7 @@ def dataset_of(
     import xarray as xr
 
     n = _axis.offsets(found)[-1]
-    coords: dict[str, Any] = {name: ("sample", column.to_numpy()) for name, column in table.items()}
+    coords: dict[str, Any] = {str(name): ("sample", column.to_numpy()) for name, column in table.items()}
     coords["shown"] = ("sample", np.full(len(table), np.nan, np.float32) if shown is None else np.float32(shown))
     coords |= {"branch": ("branch", np.array(identity["branches"], object)), "timestep": ("step", np.array(timesteps))}
     coords |= {
@@ -149,7 +149,7 @@ def _silence(pipe: Any, found: Sequence[Site], places: np.ndarray) -> np.ndarray
 
     norms = []
     for site, start in zip(found, _axis.offsets(found), strict=False):
-        weight = site.resolve(pipe).weight
+        weight: Any = site.resolve(pipe).weight
         inside = places[(places >= start) & (places < start + site.width)] - start
         with torch.no_grad():
             weight[:, torch.from_numpy(inside)] = 0

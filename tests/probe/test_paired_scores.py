@@ -164,6 +164,22 @@ def test_smallest_q_is_reached_by_the_clearest_neuron() -> None:
         nm.select(fdr=nm.report["smallest_q"] / 2)
 
 
+def test_discoveries_are_the_units_below_the_rate() -> None:
+    target, reference = two_runs(seeds=1)
+    nm = score(made_run(target), made_run(reference), method="contrast", flips=3000)
+    q = nm.dataset["q_value"].values
+    chosen = nm.select(fdr=0.3)
+    np.testing.assert_array_equal(chosen.dataset["selected"].values, q <= np.float32(0.3))
+    assert chosen.provenance["identity"]["selection"] == [{"of": nm.id, "select": {"fdr": 0.3}}]
+    assert chosen.report == nm.report
+    for options, part in (({"fdr": 1.0}, r"\(0, 1\)"), ({"fdr": 0.1, "top": 3}, "one of top, quantile and fdr")):
+        with pytest.raises(BadInput, match=part):
+            nm.select(**options)
+    without = score(made_run(target), made_run(reference), method="auroc", intervals=0)
+    with pytest.raises(BadInput, match=r'no q-values.*an? auroc map.*method="contrast"'):
+        without.select(fdr=0.1)
+
+
 def test_too_few_pairs() -> None:
     target, reference = (made_run(v) for v in two_runs(pairs=9, seeds=1))
     with pytest.raises(BadInput, match=r"9 values.*at least 10"):
