@@ -10,10 +10,14 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from probe import formats
 from probe._record import record
-from probe.scores import score
+from probe._samples import samples
+from probe.scores import score, selectivity
 from probe.testing import tiny_pipeline
+from tests.probe.made_runs import made_run
 
 HERE = Path(__file__).parent
 
@@ -36,6 +40,15 @@ def facts(run, nm) -> dict:
     }
 
 
+def make_selectivity() -> None:
+    """Write selectivity_v<n>.zarr.zip: five samples of two concepts, three neurons."""
+    table = samples([f"prompt {i}" for i in range(5)])
+    table["concept"] = ["church", "house", "church", "house", "church"]
+    values = np.array([[3, 1, 0], [1, 2, 0], [4, 5, 0], [2, 4, 1], [5, 3, 1]], np.float32)
+    found = selectivity(made_run(values, (2, 1), table=table), window=(999, 500))
+    found.save(HERE / f"selectivity_v{formats.LAYOUT_VERSIONS['selectivity']}.zarr.zip", force=True)
+
+
 def main() -> None:
     """Write run_v<n>.zip, neuron_map_v<n>.zarr.zip and what they hold."""
     run_file = HERE / f"run_v{formats.LAYOUT_VERSIONS['run']}"
@@ -47,6 +60,7 @@ def main() -> None:
         reference = record(pipe, ["a house", "a house at night"], out=Path(folder, "reference"), **options)
         nm = score(target, reference).select(top=3)
         nm.save(map_file, force=True)
+        make_selectivity()
         with zipfile.ZipFile(run_file.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(file for file in target.path.rglob("*") if file.is_file() and file.name != ".lock"):
                 archive.write(file, file.relative_to(target.path))

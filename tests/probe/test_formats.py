@@ -6,12 +6,14 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from probe import formats
 from probe._neuron_map import NeuronMap
 from probe._record import verify
 from probe._run import Run
+from probe.scores import Selectivity
 from tests.formats.make import facts
 
 HERE = Path(__file__).parents[1] / "formats"
@@ -33,5 +35,15 @@ def test_runs_and_maps_of_every_version(tmp_path, version):
 
 
 def test_versions_of_runs_and_maps_rise_with_their_files():
-    for kind, pattern in (("run", "run_v*.zip"), ("neuron_map", "neuron_map_v*.zarr.zip")):
+    kinds = ("neuron_map", "selectivity")
+    for kind, pattern in (("run", "run_v*.zip"), *((kind, f"{kind}_v*.zarr.zip") for kind in kinds)):
         assert len(list(HERE.glob(pattern))) == formats.LAYOUT_VERSIONS[kind]
+
+
+def test_selectivity_tables_of_every_version_are_read():
+    for file in HERE.glob("selectivity_v*.zarr.zip"):
+        table = Selectivity.load(file)
+        assert table.concepts == ["church", "house"]
+        assert [site.width for site in table.sites] == [2, 1]
+        np.testing.assert_allclose(table.dataset["auroc"].values, [[1, 0.5, 5 / 12], [0, 0.5, 7 / 12]], rtol=1e-5)
+        assert table.neuron_map("church", threshold=0.9).windows == [(999, 500)]
