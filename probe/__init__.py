@@ -48,6 +48,13 @@ _EXPORTS = {
     "samples": "_samples",
     "generate": "_generate",
     "score": "scores",
+    "Selectivity": "scores",
+    "overlap": "scores",
+    "selectivity": "scores",
+    "stability": "scores",
+    "Intervention": "_intervention",
+    "intervene": "_intervention",
+    "intervention": "_intervention",
     "Concept": "world",
     "World": "world",
     "concepts": "world",
@@ -69,6 +76,9 @@ if TYPE_CHECKING:
     from ._evaluate import read_results as read_results
     from ._evaluate import result_images as result_images
     from ._generate import generate as generate
+    from ._intervention import Intervention as Intervention
+    from ._intervention import intervene as intervene
+    from ._intervention import intervention as intervention
     from ._load import load as load
     from ._neuron_map import NeuronMap as NeuronMap
     from ._rechunk import rechunk as rechunk
@@ -105,7 +115,11 @@ if TYPE_CHECKING:
     from .provenance import Fingerprint as Fingerprint
     from .provenance import fingerprint as fingerprint
     from .provenance import lineage as lineage
+    from .scores import Selectivity as Selectivity
+    from .scores import overlap as overlap
     from .scores import score as score
+    from .scores import selectivity as selectivity
+    from .scores import stability as stability
     from .world import Concept as Concept
     from .world import World as World
     from .world import concepts as concepts

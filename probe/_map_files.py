@@ -21,13 +21,14 @@ _AGAIN = "copy it again, or make it again from its runs"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes
 
 
-def write_dataset(ds: xr.Dataset, path: Path, kind: str, *, id: str, force: bool) -> None:
-    """Write ``ds``, whose attributes carry the header of ``kind``, under a temporary name, then rename.
+def write_dataset(ds: xr.Dataset, path: Path, kind: str, *, force: bool) -> None:
+    """Write ``ds``, whose attributes carry the header of ``kind`` and a provenance; whole or not at all.
 
-    A file of the same kind and id is left alone unless ``force``; see `check_free` for what else may be at ``path``.
+    A file of the same kind, id and report is left alone unless ``force``; see `check_free` for what else may be at
+    ``path``.
     """
-    stored = _stored_id(path, kind)
-    if stored == id and not force:
+    stored = _stored(path, kind)
+    if stored == _essence(ds) and not force:
         return
     check_free(path, kind.replace("_", " "), ours=stored is not None, force=force)
     ds = ds.drop_encoding()
@@ -77,13 +78,19 @@ def is_zip(path: Path) -> bool:
     return path.name.endswith(".zarr.zip")
 
 
-def _stored_id(path: Path, kind: str) -> str | None:
+def _stored(path: Path, kind: str) -> tuple[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return str(json.loads(read_dataset(path, kind).attrs["provenance"])["id"])
+        return _essence(read_dataset(path, kind))
     except (WorkbenchError, KeyError, ValueError):
         return None
+
+
+def _essence(ds: xr.Dataset) -> tuple[str, Any]:
+    """The id, and what was measured without being part of it."""
+    provenance = json.loads(ds.attrs["provenance"])
+    return str(provenance["id"]), provenance.get("report", {})
 
 
 def _pack(folder: Path, path: Path) -> None:

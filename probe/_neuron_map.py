@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from probe import _axis, formats, provenance
+from probe._choosing import below, from_quantile, over_windows, top_units
 from probe._map_files import read_dataset, write_dataset
 from probe._sites import Site
 from probe.errors import BadInput, HeaderMismatch, WrongModel, unknown_name
@@ -59,11 +60,13 @@ class NeuronMap:
         fan_out: np.ndarray | None = None,
         evidence: Mapping[str, np.ndarray] | None = None,
         selected: np.ndarray | None = None,
+        report: Mapping[str, Any] | None = None,
     ) -> NeuronMap:
         """A map from arrays (window, neuron), the neuron axis running over ``sites`` in the order given.
 
         ``windows`` are (t_max, t_min) pairs. ``identity`` says what the scores depend on; its ``model`` is what
-        `probe.fingerprint` gives as JSON. Raises `UnknownName` for evidence outside `EVIDENCE`.
+        `probe.fingerprint` gives as JSON; ``report`` is what was measured besides, not hashed. Raises `UnknownName` for
+        evidence outside `EVIDENCE`.
         """
         evidence = dict(evidence or {})
         if unknown := [name for name in evidence if name not in EVIDENCE]:
@@ -81,7 +84,7 @@ class NeuronMap:
             "fan_out": ("neuron", np.asarray(fan_out, np.float32)),
         }
         dataset = xr.Dataset(data, coords=coords)
-        return cls(_signed(dataset, method, _axis.describe(sites), identity))
+        return cls(_signed(dataset, method, _axis.describe(sites), identity, report))
 
     # --- what it is ---
 
@@ -100,6 +103,11 @@ class NeuronMap:
     def method(self) -> str:
         """The score (or set operation) that made it."""
         return str(self.dataset.attrs["method"])
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was measured while it was made and since: numbers of pairs, `probe.stability`; not part of the id."""
+        return dict(self.provenance.get("report", {}))
 
     @property
     def offsets(self) -> list[int]:
@@ -135,35 +143,54 @@ class NeuronMap:
             for name in ("score", *EVIDENCE, "selected"):
                 if name in ds:
                     values = ds[name].transpose("window", "neuron").values
-                    part[name] = values[i] if over is None else _over_windows(values, over)
+                    part[name] = values[i] if over is None else over_windows(values, over)
             frames.append(part)
         return pd.concat(frames, ignore_index=True)
 
     # --- selections ---
 
     def select(
-        self, *, top: int | None = None, quantile: float | None = None, over: Literal["mean", "max"] | None = "mean"
+        self,
+        *,
+        top: int | None = None,
+        quantile: float | None = None,
+        fdr: float | None = None,
+        over: Literal["mean", "max"] | None = "mean",
     ) -> NeuronMap:
-        """The same map with ``selected``: the ``top`` units of all sites together, or those from a ``quantile`` on.
+        """The same map with ``selected``: the ``top`` units of all sites together, those from a ``quantile`` on, or
+        those below a false discovery rate.
 
         Args:
-            top: how many units; equal scores are taken in the order of the neuron axis. quantile: in (0, 1); 0.99
-            selects the best hundredth. over: how windows are joined before ranking, the choice then holds in every
-            window; None ranks each window by
-                itself.
+            top: how many units; equal scores are taken in the order of the neuron axis.
+            quantile: in (0, 1); 0.99 selects the best hundredth.
+            fdr: in (0, 1); units with ``q_value <= fdr``, each window by itself, maybe none.
+            over: how windows are joined before ranking, the choice then holds in every window; None ranks each window
+                by itself.
 
-        NaN scores are never selected. Raises `BadInput` unless exactly one of ``top`` and ``quantile`` is given and
-        can be met.
+        NaN scores are never selected. Raises `BadInput` unless exactly one of ``top``, ``quantile`` and ``fdr`` is
+        given and can be met: no q-values, or none that could come so low, cannot.
         """
-        if (top is None) == (quantile is None):
-            raise BadInput("select by either top or quantile", given=f"top={top}, quantile={quantile}")
+        if sum(choice is not None for choice in (top, quantile, fdr)) != 1:
+            given = f"top={top}, quantile={quantile}, fdr={fdr}"
+            raise BadInput("select by one of top, quantile and fdr", given=given)
         if over not in ("mean", "max", None):
             raise unknown_name("way to join windows", str(over), ("mean", "max"))
+        if fdr is not None:
+            return self._with_selected(self._discoveries(fdr), {"of": self.id, "select": {"fdr": fdr}})
         scores = self.dataset["score"].transpose("window", "neuron").values
-        ranked = scores if over is None else _over_windows(scores, over)[None]
-        chosen = np.stack([_top(row, top) if top is not None else _from(row, float(quantile or 0)) for row in ranked])
+        ranked = scores if over is None else over_windows(scores, over)[None]
+        chosen = np.stack(
+            [top_units(row, top) if top is not None else from_quantile(row, float(quantile or 0)) for row in ranked]
+        )
         step = {"top": top, "quantile": quantile, "over": over}
         return self._with_selected(np.broadcast_to(chosen, scores.shape), {"of": self.id, "select": step})
+
+    def _discoveries(self, fdr: float) -> np.ndarray:
+        if "q_value" not in self.dataset:
+            fix = 'probe.score(target, reference, method="contrast"), or select(top=...)'
+            raise BadInput("the neuron map has no q-values", given=f"a {self.method} map", fix=fix)
+        q = self.dataset["q_value"].transpose("window", "neuron").values
+        return below(q, fdr, self.report.get("smallest_q", 0.0))
 
     def selected(self, over: Votes = "any") -> np.ndarray:
         """(neuron,) bool: selected in any window, in all, or in more than half of them (``vote``).
@@ -211,7 +238,7 @@ class NeuronMap:
         values = {
             name: (
                 ("window", "neuron"),
-                _over_windows(self.dataset[name].transpose("window", "neuron").values, "mean")[None],
+                over_windows(self.dataset[name].transpose("window", "neuron").values, "mean")[None],
             )
             for name in ("score", *EVIDENCE)
             if name in self.dataset
@@ -225,7 +252,13 @@ class NeuronMap:
         identity = self.provenance["identity"]
         identity["selection"] = [*identity.get("selection", []), dict(step)]
         ds = self.dataset.assign(selected=(("window", "neuron"), np.array(selected, bool)))
-        return NeuronMap(_signed(ds, method or self.method, self.dataset.attrs["sites"], identity))
+        return NeuronMap(_signed(ds, method or self.method, self.dataset.attrs["sites"], identity, self.report))
+
+    def with_report(self, **entries: Any) -> NeuronMap:
+        """The same map, with the same id, and further entries in its ``report``."""
+        found = self.provenance
+        found["report"] = {**self.report, **entries}
+        return NeuronMap(self.dataset.assign_attrs(provenance=json.dumps(found)))
 
     # --- files ---
 
@@ -236,9 +269,7 @@ class NeuronMap:
         replaces it) or something else, and `WorkbenchError` where the disk is full; nothing half-written is left.
         """
         path = Path(path)
-        write_dataset(
-            self.dataset.assign_attrs(formats.header("neuron_map")), path, "neuron_map", id=self.id, force=force
-        )
+        write_dataset(self.dataset.assign_attrs(formats.header("neuron_map")), path, "neuron_map", force=force)
         return path
 
     @classmethod
@@ -272,37 +303,11 @@ class NeuronMap:
         return table.reset_index()
 
 
-def _signed(ds: xr.Dataset, method: str, sites: str, identity: Mapping[str, Any]) -> xr.Dataset:
-    return ds.assign_attrs(method=method, sites=sites, provenance=json.dumps(provenance.stamp(identity)))
-
-
-def _over_windows(values: np.ndarray, over: str) -> np.ndarray:
-    """(window, neuron) -> (neuron,): mean or max of what is not NaN; for flags whether any holds."""
-    if values.dtype == bool:
-        return np.logical_or.reduce(values, axis=0)
-    known = ~np.isnan(values)
-    if over == "max":
-        joined = np.where(known, values, -np.inf).max(0)
-    else:
-        joined = np.where(known, values, 0).sum(0, dtype=np.float64) / np.maximum(known.sum(0), 1)
-    return np.where(known.any(0), joined, np.nan).astype(np.float32)
-
-
-def _top(scores: np.ndarray, count: int) -> np.ndarray:
-    measured = int(np.isfinite(scores).sum())
-    if not 1 <= count <= measured:
-        raise BadInput("top is outside the number of scored units", given=f"top={count}", expected=f"1 to {measured}")
-    chosen = np.zeros(len(scores), bool)
-    chosen[np.argsort(-scores, kind="stable")[:count]] = True  # NaN sorts last
-    return chosen
-
-
-def _from(scores: np.ndarray, quantile: float) -> np.ndarray:
-    if not 0 < quantile < 1:
-        raise BadInput("a quantile lies inside (0, 1)", given=f"quantile={quantile}")
-    if not np.isfinite(scores).any():
-        raise BadInput("no unit has a score")
-    return np.greater_equal(scores, np.nanquantile(scores, quantile), out=np.zeros(scores.shape, bool))
+def _signed(
+    ds: xr.Dataset, method: str, sites: str, identity: Mapping[str, Any], report: Mapping[str, Any] | None = None
+) -> xr.Dataset:
+    found = provenance.stamp(identity) | ({"report": dict(report)} if report else {})
+    return ds.assign_attrs(method=method, sites=sites, provenance=json.dumps(found))
 
 
 def _check_comparable(a: NeuronMap, b: NeuronMap) -> None:

@@ -136,10 +136,19 @@ def _version(package: str) -> str | None:
 
 
 def lineage(pipe: Any) -> list[list[str]]:
-    """The edits in force on a pipeline, ``[id, name]``, oldest first; empty for an untouched one.
+    """The edits in force on a pipeline, ``[id, name]``, oldest first, then interventions; empty for an untouched one.
 
     Each component carries its own list, oldest first; they are merged so that every component's order is kept.
     """
+    interventions = [
+        [str(id_), str(name)]
+        for component in COMPONENTS
+        for id_, name in getattr(getattr(pipe, component, None), "_workbench_interventions", ())
+    ]
+    return [*_edits_in_force(pipe), *(entry for i, entry in enumerate(interventions) if entry not in interventions[:i])]
+
+
+def _edits_in_force(pipe: Any) -> list[list[str]]:
     stacks = [
         [(str(id_), str(name)) for id_, name in edits]
         for component in COMPONENTS

@@ -147,6 +147,112 @@ def test_export_is_a_pipeline(shelf: Path, capsys: pytest.CaptureFixture[str], t
     assert document(capsys, "probe", "info", tmp_path / "plain")["kind"] == "model"
 
 
+@pytest.fixture(scope="module")
+def findings(shelf: Path) -> Path:
+    """Two runs of twenty pairs and three concepts, with the reducer mean, and a map of them."""
+    rows = ["prompt,concept", *(f"a {('spire', 'tower', 'ruin')[i % 3]} number {i},{'abc'[i % 3]}" for i in range(20))]
+    (shelf / "many.csv").write_text("\n".join(rows))
+    (shelf / "plain.csv").write_text("\n".join(["prompt", *(f"a hill number {i}" for i in range(20))]))
+    common = [
+        "--model",
+        f"{shelf}/model",
+        "--steps",
+        "1",
+        "--reduce",
+        "mean,absmean,unit_norm",
+        "--images",
+        "false",
+        "-q",
+    ]
+    for name in ("many", "plain"):
+        assert run(probe_app, ["record", f"{shelf}/{name}.csv", *common, "--out", f"{shelf}/{name}"]) == 0
+    made = ["score", f"{shelf}/many", f"{shelf}/plain", "--method", "contrast", "-o", f"{shelf}/contrast.zarr.zip"]
+    assert run(probe_app, made) == 0
+    return shelf
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "reported"),
+    [
+        ("contrast", ["--flips", "100"], "smallest_q"),
+        ("auroc", ["--intervals", "5"], "intervals"),
+        ("linear", ["--subsamples", "5", "--window", "999,0"], "accuracy"),
+    ],
+)
+def test_other_scores(
+    findings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, method: str, options: list[str], reported: str
+) -> None:
+    words = ["probe", "score", findings / "many", findings / "plain", "--method", method, *options]
+    found = document(capsys, *words, "-o", tmp_path / "map")
+    assert (found["method"], len(found["best"])) == (method, 10)
+    assert found["report"][reported] > 0
+    code, out, _ = call(capsys, *words, "-o", tmp_path / "map")
+    assert code == 0
+    assert reported.replace("_", " ") in out
+    code, _, err = call(capsys, *words, "--normalise", "sum", "-o", tmp_path / "other")
+    assert code == 2
+    assert "normalise" in err
+
+
+def test_stability_and_overlap(findings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    runs = [findings / "many", findings / "plain"]
+    words = ["probe", "stability", findings / "contrast.zarr.zip", *runs, "--halvings", "1", "--top", "5,20"]
+    found = document(capsys, *words, "-o", tmp_path / "map.zarr.zip")["stability"]
+    assert -1 <= found["prompts"]["rank_correlation"] <= 1
+    assert "one seed only" in found["seeds"]["reason"]
+    assert document(capsys, "probe", "info", tmp_path / "map.zarr.zip")["report"]["stability"] == found
+    assert call(capsys, *words, "-o", tmp_path / "map.zarr.zip")[0] == 0
+    maps = [f"a={tmp_path}/map.zarr.zip", findings / "contrast.zarr.zip"]
+    table = document(capsys, "probe", "overlap", *maps, "--top", "7")["overlap"]
+    assert table == {name: {"a": 1.0, "contrast.zarr.zip": 1.0} for name in ("a", "contrast.zarr.zip")}
+
+
+def test_selectivity_and_what_it_keeps(findings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["probe", "selectivity", findings / "many", "--at-least", "2"]
+    found = document(capsys, *words, "-o", tmp_path / "table")
+    assert found["concepts"] == ["a", "b", "c"]
+    assert 0 <= found["generalists"] <= 1
+    assert document(capsys, "probe", "info", tmp_path / "table")["kind"] == "selectivity"
+    document(capsys, *words, "--threshold", "0.6", "--concept", "b", "-o", tmp_path / "keep.zarr.zip")
+    keep = probe.NeuronMap.load(tmp_path / "keep.zarr.zip")
+    assert keep.selected().any()
+    model = ["--model", findings / "model"]
+    made = [findings / "map.zarr.zip", "--skill-ratio", "0.1", "--window", "null", "--keep", tmp_path / "keep.zarr.zip"]
+    document(capsys, "erase", "concept-prune", *made, *model, "-o", tmp_path / "edit")
+    edit = erase.load_edit(tmp_path / "edit")
+    for change, flags in zip(edit.changes, _flags_of(keep, edit), strict=True):
+        assert not change.dense()[:, flags].any()
+
+
+def _flags_of(nm: probe.NeuronMap, edit: Any) -> list[Any]:
+    """Per change of an edit, which of its columns the map selects."""
+    import torch
+
+    selected = dict(zip((site.module for site in nm.sites), _split(nm), strict=True))
+    names = [change.param.removeprefix("unet.").removesuffix(".weight") for change in edit.changes]
+    return [torch.from_numpy(selected[name]) for name in names]
+
+
+def _split(nm: probe.NeuronMap) -> list[Any]:
+    return [nm.selected()[a:b] for a, b in zip(nm.offsets, nm.offsets[1:], strict=False)]
+
+
+def test_intervene(findings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    few = ["--prompt", "a spire", "--model", findings / "model", "--steps", "1", "--top", "9"]
+    words = ["probe", "intervene", findings / "contrast.zarr.zip", *few]
+    found = document(capsys, *words, "--beside", "-o", tmp_path / "zero")
+    assert found["files"] == ["000-a-spire-0.png", "000-a-spire-0-original.png"]
+    assert sum(map(len, found["units"].values())) == 9
+    document(capsys, *words, "--mode", "mean", "--source", findings / "plain", "-o", tmp_path / "mean")
+    document(capsys, *words, "--mode", "scale", "--value", "3", "--branch", "cond", "-o", tmp_path / "scale")
+    code, _, err = call(capsys, *words, "--mode", "mean", "-o", tmp_path / "none")
+    assert code == 2
+    assert "probe record ... --reduce mean" in err
+    code, _, err = call(capsys, *words[:-2], "-o", tmp_path / "none")
+    assert code == 2
+    assert "no selection" in err
+
+
 def write_world(folder: Path, **neighbours: list[str]) -> Path:
     """A world of objects, each with one prompt to tune on and one to report on."""
     folder.mkdir()

@@ -61,16 +61,17 @@ def prune_neurons(
     neuron_map: _Map,
     top: Annotated[int | None, typer.Option(help="select this many of the highest neurons first")] = None,
     quantile: Annotated[float | None, typer.Option(help="select the neurons from this quantile on first")] = None,
+    fdr: Annotated[float | None, typer.Option(help="select the discoveries at this false discovery rate first")] = None,
 ) -> None:
     """Silence the neurons that a map selects: all their outgoing weights become zero."""
     import erase
     from probe import NeuronMap
 
     if task.dry_run:
-        return task.plan(map=neuron_map, top=top, quantile=quantile)
+        return task.plan(map=neuron_map, top=top, quantile=quantile, fdr=fdr)
     nm = NeuronMap.load(neuron_map)
-    if top is not None or quantile is not None:
-        nm = nm.select(top=top, quantile=quantile)
+    if any(choice is not None for choice in (top, quantile, fdr)):
+        nm = nm.select(top=top, quantile=quantile, fdr=fdr)
     return save(task, erase.prune_neurons(task.pipeline(), nm, **task.config))
 
 

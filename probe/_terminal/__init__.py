@@ -5,7 +5,19 @@ library function behind it, read from the source without importing it, so that n
 """
 
 from probe._terminal._app import command, leave, new_app, run
-from probe._terminal._options import Option, from_signature
+from probe._terminal._options import Option, from_signature, from_signatures
+from probe._terminal._pictures import check_folder, draw_into_folder
 from probe._terminal._task import Task
 
-__all__ = ["Option", "Task", "command", "from_signature", "leave", "new_app", "run"]
+__all__ = [
+    "Option",
+    "Task",
+    "check_folder",
+    "command",
+    "draw_into_folder",
+    "from_signature",
+    "from_signatures",
+    "leave",
+    "new_app",
+    "run",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -85,6 +85,22 @@ def from_signature(
     parameters = [p for p in keyword_only(target) if p.name not in left_out]
     options = [_option(p) for p in parameters]
     return [replace(o, verbatim=o.name in kept_whole, flags=tuple((flags or {}).get(o.name, ()))) for o in options]
+
+
+def from_signatures(targets: Mapping[str, str], **choices: Any) -> list[Option]:
+    """One option for each parameter of any of these functions (name -> target), whose help says which have it.
+
+    Where defaults differ the help says so; the function that is called applies its own.
+    """
+    found = {name: {o.name: o for o in from_signature(target, **choices)} for name, target in targets.items()}
+    merged = []
+    for option in {o.name: o for options in found.values() for o in options.values()}.values():
+        having = {name: options[option.name] for name, options in found.items() if option.name in options}
+        some = f" ({', '.join(having)})" if len(having) < len(targets) else ""
+        same = all(other.default == option.default for other in having.values())
+        default = option.default if same else Unread("by method")
+        merged.append(replace(option, help=option.help + some, default=default))
+    return merged
 
 
 def _option(parameter: Parameter) -> Option:

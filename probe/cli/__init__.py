@@ -1,13 +1,27 @@
 """``probe`` on the command line. Each command is the public function's name with dashes."""
 
 from probe._terminal import leave, run
-from probe.cli import _demo, _evaluate, _info, _plot, _record, _score
+from probe.cli import _demo, _evaluate, _info, _intervene, _plot, _record, _score
 from probe.cli._app import app
 
 __all__ = ["app", "main"]
 
 # As help lists them: in the order of work.
-_ORDER = ("demo", "info", "record", "trajectories", "verify", "rechunk", "score", "evaluate", "plot")
+_ORDER = (
+    "demo",
+    "info",
+    "record",
+    "trajectories",
+    "verify",
+    "rechunk",
+    "score",
+    "stability",
+    "overlap",
+    "selectivity",
+    "intervene",
+    "evaluate",
+    "plot",
+)
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
 
 

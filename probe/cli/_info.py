@@ -40,7 +40,14 @@ def info(
         kind = kind_of(place_of(what)) or "run"
     else:
         kind = kind_at(Path(what)) or ""
-    known = {"run": _run, "trajectory": _trajectory, "neuron_map": _map, "edit": _edit, "result": _result}
+    known = {
+        "run": _run,
+        "trajectory": _trajectory,
+        "neuron_map": _map,
+        "selectivity": _selectivity,
+        "edit": _edit,
+        "result": _result,
+    }
     return known.get(kind, _model)(task, what)
 
 
@@ -148,9 +155,19 @@ def _map(task: Task, what: str) -> None:
         "sites": [site.to_json() for site in nm.sites],
         "selected": int(nm.selected().sum()) if "selected" in nm.dataset else None,
         "best": best,
+        "report": nm.report,
         "provenance": nm.provenance,
     }
     task.result(document, repr(nm).strip("<>"), best)
+
+
+def _selectivity(task: Task, what: str) -> None:
+    from probe import Selectivity
+
+    table = Selectivity.load(what)
+    best = table.to_dataframe().nlargest(10, "auroc")
+    document = {"kind": "selectivity", "id": table.id, "concepts": table.concepts, "best": best}
+    task.result({**document, "provenance": table.provenance}, repr(table).strip("<>"), best)
 
 
 def _edit(task: Task, what: str) -> None:

@@ -1,4 +1,4 @@
-"""probe score: from two runs to a neuron map."""
+"""probe score, stability, overlap and selectivity: from runs to findings."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Annotated
 
 import typer
 
-from probe._terminal import Task, command, from_signature
+from probe._terminal import Task, command, from_signature, from_signatures
 from probe.cli._app import app
 
-_OPTIONS = from_signature("probe.scores._wanda:wanda")
+_METHODS = {name: f"probe.scores._{name}:{name}" for name in ("wanda", "contrast", "auroc", "linear")}
 
 
-@command(app, "score", options=_OPTIONS, out=True)
+@command(app, "score", options=from_signatures(_METHODS), out=True)
 def score(
     task: Task,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="run of the concept's prompts")],
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="run of the reference prompts")],
-    method: Annotated[str, typer.Option(help="how neurons are scored")] = "wanda",
+    method: Annotated[str, typer.Option(help=f"how neurons are scored: {', '.join(_METHODS)}")] = "wanda",
     best: Annotated[int, typer.Option(help="how many of the highest neurons to print")] = 10,
 ) -> None:
     """Score every neuron: how much more of the concept than of its reference. Writes a neuron map."""
@@ -27,6 +27,78 @@ def score(
         return task.plan(target=target, reference=reference, method=method)
     nm = probe.score(target, reference, method=method, **task.config)
     nm.save(task.out, force=task.force)
-    highest = nm.to_dataframe().nlargest(best, "score")[["site", "unit", "score"]]
+    frame = nm.to_dataframe().nlargest(best, "score")
+    highest = frame[[name for name in ("site", "unit", "score", "q_value", "ci_low", "ci_high") if name in frame]]
     document = {"map": task.out, "id": nm.id, "method": nm.method, "windows": len(nm.windows), "best": highest}
-    return task.result(document, repr(nm).strip("<>"), highest, f"saved to {task.out}")
+    lines = [repr(nm).strip("<>"), *(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in nm.report.items())]
+    return task.result({**document, "report": nm.report}, "\n".join(lines), highest, f"saved to {task.out}")
+
+
+@command(app, "stability", options=from_signature("probe.scores:stability"), out=True)
+def stability(
+    task: Task,
+    neuron_map: Annotated[str, typer.Argument(metavar="MAP", help="a saved neuron map")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="run of the concept's prompts that it was made from")],
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="run of the reference prompts")],
+) -> None:
+    """Score halves of the prompts and of the seeds, and say how far they agree. Writes the map with the answer."""
+    import pandas as pd
+
+    import probe
+
+    if task.dry_run:
+        return task.plan(map=neuron_map, target=target, reference=reference)
+    nm = probe.stability(probe.NeuronMap.load(neuron_map), target, reference, **task.config)
+    nm.save(task.out, force=task.force)
+    found = nm.report["stability"]
+    table = pd.DataFrame([{"halves of": kind, **found[kind]} for kind in ("prompts", "seeds")])
+    return task.result({"map": task.out, "id": nm.id, "stability": found}, table, f"saved to {task.out}")
+
+
+@command(app, "overlap", options=from_signature("probe.scores._stability:overlap"))
+def overlap(
+    task: Task,
+    neuron_maps: Annotated[list[str], typer.Argument(metavar="MAP...", help="saved maps, as a path or name=path")],
+    top: Annotated[int | None, typer.Option(help="select so many neurons of each map first")] = None,
+) -> None:
+    """Compare the selections of neuron maps: the Jaccard index of every two."""
+    from pathlib import Path
+
+    import probe
+
+    maps = {}
+    for text in neuron_maps:
+        name, _, path = text.rpartition("=")
+        nm = probe.NeuronMap.load(path)
+        maps[name or Path(path).name] = nm if top is None else nm.select(top=top)
+    table = probe.overlap(maps, **task.config)
+    return task.result({"overlap": table.to_dict()}, table.reset_index(names="map"))
+
+
+@command(app, "selectivity", options=from_signature("probe.scores._selectivity:selectivity"), out=True)
+def selectivity(
+    task: Task,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="run of several concepts' prompts")],
+    threshold: Annotated[float, typer.Option(help="AUROC from which on a neuron stands out for a concept")] = 0.8,
+    at_least: Annotated[int, typer.Option(help="for how many concepts a generalist stands out")] = 3,
+    best: Annotated[int, typer.Option(help="how many neurons of each concept to print")] = 3,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="write a neuron map of those that stand out for these concepts, as --keep takes it"),
+    ] = None,
+) -> None:
+    """Say what every neuron is for: each concept of a recording against all the others. Writes a table."""
+    import probe
+
+    if task.dry_run:
+        return task.plan(run=run)
+    table = probe.selectivity(run, **task.config)
+    found = table if concept is None else table.neuron_map(concept, threshold=threshold)
+    found.save(task.out, force=task.force)
+    frame = table.to_dataframe(threshold)
+    highest = frame.sort_values("auroc", ascending=False).groupby("concept", sort=False).head(best)
+    highest = highest.sort_values(["concept", "auroc"], ascending=[True, False])
+    share = table.generalist_share(threshold=threshold, at_least=min(at_least, len(table.concepts)))
+    document = {"saved": task.out, "id": found.id, "concepts": table.concepts, "generalists": share, "best": highest}
+    text = f"{share:.2%} of the neurons stand out (AUROC >= {threshold}) for {at_least} concepts or more"
+    return task.result(document, repr(found).strip("<>"), highest, text, f"saved to {task.out}")

@@ -9,6 +9,7 @@
 
 from probe.compat._networks import canonical_name, clean_config, live_name, refuse_compiled, unet_inputs
 from probe.compat._pipelines import LEFT_OUT, dtype_argument, quiet_libraries, save_pipeline
+from probe.compat._sklearn import l1_logistic
 from probe.compat._tokenizers import (
     BOS,
     EOT,
@@ -29,6 +30,7 @@ __all__ = [
     "clip_tokenizer",
     "clip_vocab",
     "dtype_argument",
+    "l1_logistic",
     "live_name",
     "quiet_libraries",
     "refuse_compiled",

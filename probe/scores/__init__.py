@@ -7,15 +7,32 @@ concept's prompts take ``pipe=`` and ``concept=`` as well.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from probe._neuron_map import NeuronMap
 from probe._options import validated
 from probe.errors import BadInput, unknown_name
+from probe.scores._auroc import auroc
+from probe.scores._contrast import contrast
+from probe.scores._linear import linear
+from probe.scores._selectivity import Selectivity, selectivity
+from probe.scores._stability import overlap, split_half
 from probe.scores._wanda import wanda
 
-__all__ = ["register_score", "score", "score_names", "wanda"]
+__all__ = [
+    "Selectivity",
+    "auroc",
+    "contrast",
+    "linear",
+    "overlap",
+    "register_score",
+    "score",
+    "score_names",
+    "selectivity",
+    "stability",
+    "wanda",
+]
 
 _SCORES: dict[str, Callable[..., NeuronMap]] = {}
 
@@ -46,6 +63,45 @@ def score(
     return function(target, reference, **options)
 
 
+@validated
+def stability(
+    nm: NeuronMap,
+    target: Any,
+    reference: Any,
+    *,
+    top: Sequence[int] = (10, 50, 200),
+    halvings: int = 3,
+    seed: int = 0,
+) -> NeuronMap:
+    """The same map with ``report["stability"]``: how far halves of the recordings agree on it.
+
+    The map's score is computed again, with its options, on random halves of the prompts (pairs stay together) and of
+    the seeds. Reported are means over halvings, for ``prompts`` and for ``seeds``: ``rank_correlation`` (Spearman, over
+    all neurons) and ``jaccard_<k>`` of the k highest; or the ``reason`` why a split could not be made.
+
+    Args:
+        nm: a map that `probe.score` made.
+        target, reference: the runs that it was made from.
+        top: numbers of highest neurons to compare.
+        halvings: random halvings that are averaged.
+        seed: of the halvings.
+
+    Raises `BadInput` for other runs than those of the map, `UnknownName` for a map of no known score.
+    """
+    method = nm.provenance["identity"]["method"]
+    if method not in _SCORES:
+        raise unknown_name("score", method, _SCORES)
+    if halvings < 1 or not top or min(top) < 1:
+        raise BadInput(
+            "nothing can be compared", given=f"top={tuple(top)}, halvings={halvings}", expected="all above 0"
+        )
+
+    def again(a: Any, b: Any, method: str, options: Mapping[str, Any]) -> NeuronMap:
+        return score(a, b, method=method, **options)
+
+    return split_half(again, nm, target, reference, top=top, halvings=halvings, seed=seed)
+
+
 def register_score(name: str, function: Callable[..., NeuronMap]) -> None:
     """Make a score known by ``name``. `BadInput` when the name is taken.
 
@@ -62,3 +118,6 @@ def score_names() -> tuple[str, ...]:
 
 
 register_score("wanda", wanda)
+register_score("contrast", contrast)
+register_score("auroc", auroc)
+register_score("linear", linear)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,30 @@ class Recorded:
             return [(999, 0)]
         return [(t, t) for t in self.ds["timestep"].values.tolist()]
 
+    def window_means(
+        self, name: str, steps: slice | None, branches: Sequence[str] | None, neurons: slice
+    ) -> np.ndarray:
+        """(s n) float32: means over the given steps and branches of some neurons, samples read in blocks.
+
+        NaN where any of these was not measured. ``steps`` is None for a group without steps.
+        """
+        values = self.ds[name].isel(neuron=neurons)
+        values = values if branches is None else values.sel(branch=list(branches))
+        values = values.expand_dims("step", axis=2) if steps is None else values.isel(step=steps)
+        values = values.transpose("sample", "branch", "step", "neuron")
+        found = np.empty((self.n_samples, values.sizes["neuron"]), np.float32)
+        size = self._samples_at_once(name, values)
+        for start in range(0, self.n_samples, size):
+            block = self._read(values.isel(sample=slice(start, start + size)))
+            found[start : start + size] = block.mean((1, 2), dtype=np.float32)
+        return found
+
+    def _samples_at_once(self, name: str, values: xr.DataArray) -> int:
+        """Whole chunks of samples that together stay near `_BLOCK` bytes."""
+        chunk = int((self.ds[name].encoding.get("chunks") or (1,))[0])
+        per_sample = max(1, values.nbytes // max(1, self.n_samples))
+        return max(1, _BLOCK // (per_sample * chunk)) * chunk
+
     def blocks(self, name: str, branches: Sequence[str] | None = None) -> Iterator[np.ndarray]:
         """The values (s b t n) of a variable, all samples in blocks; t has length 1 for a group without steps.
 
@@ -75,9 +99,7 @@ class Recorded:
         if "step" not in values.dims:
             values = values.expand_dims("step", axis=2)
         values = values.transpose("sample", "branch", "step", "neuron")
-        chunk = int((self.ds[name].encoding.get("chunks") or (1,))[0])
-        per_sample = max(1, values.nbytes // max(1, self.n_samples))
-        size = max(1, _BLOCK // (per_sample * chunk)) * chunk
+        size = self._samples_at_once(name, values)
         for start in range(0, self.n_samples, size):
             yield self._read(values.isel(sample=slice(start, start + size)))
 
@@ -119,6 +141,27 @@ class Recorded:
         """What a finding keeps of the run it came from: its id and the samples that were used."""
         table = pd.DataFrame({name: self.ds[name].values for name in COLUMNS if name in self.ds.coords})
         return {"run": self.run_id, "samples": digest(table)}
+
+
+def identity_of(method: str, options: Mapping[str, Any], target: Recorded, reference: Recorded) -> dict[str, Any]:
+    """What the scores of two comparable runs depend on."""
+    return {
+        "method": method,
+        "options": dict(options),
+        "target": target.reference_json(),
+        "reference": reference.reference_json(),
+        **shared_identity(target),
+    }
+
+
+def shared_identity(run: Recorded) -> dict[str, Any]:
+    """What a finding says of the model and the sampling of the run behind it."""
+    return {
+        "model": run.model,
+        "lineage": run.identity["lineage"],
+        "sites": [site.name for site in run.sites],
+        **{key: run.identity[key] for key in SAMPLING},
+    }
 
 
 def recorded(source: Any, group: str, reducer: str) -> Recorded:

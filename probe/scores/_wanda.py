@@ -11,7 +11,8 @@ from numpy import ndarray as Array
 from probe._neuron_map import NeuronMap
 from probe._options import validated
 from probe.errors import BadInput
-from probe.scores._runs import SAMPLING, Recorded, check_comparable, recorded
+from probe.scores._runs import Recorded, check_comparable, identity_of, recorded
+from probe.scores._shown import only_those_shown
 
 
 @validated
@@ -21,6 +22,7 @@ def wanda(
     *,
     branches: Literal["both", "cond"] = "both",
     normalise: Literal["mean", "sum"] = "mean",
+    only_shown: bool | float = False,
     group: str = "unet",
 ) -> NeuronMap:
     """Norms of every neuron on target and reference prompts, one window a step.
@@ -39,6 +41,8 @@ def wanda(
         branches: ``"both"`` adds the squares of both branches, as the paper does; ``"cond"`` takes the conditional one,
             which the unconditional does not dilute.
         normalise: ``"sum"`` is refused when target and reference have different numbers of rows: the larger would win.
+        only_shown: count only target samples on which the judge saw the concept: True for the judge's own threshold, or
+            the score from which on it did.
         group: the group of the runs; a text encoder's has no steps and gives one window (999, 0).
 
     Raises `HeaderMismatch` naming the key in which the runs cannot be compared, `BadInput` for runs without
@@ -46,6 +50,7 @@ def wanda(
     """
     runs = [recorded(source, group, "unit_norm") for source in (target, reference)]
     check_comparable(*runs)
+    runs[0] = only_those_shown(runs[0], only_shown)
     sums, rows = zip(*(_pooled(run, branches) for run in runs), strict=True)
     if normalise == "sum" and not np.array_equal(*rows):
         counts = [f"{run.n_samples} samples" for run in runs]
@@ -56,22 +61,15 @@ def wanda(
         )
     norms = [np.sqrt(s) if normalise == "sum" else root_mean(s, r) for s, r in zip(sums, rows, strict=True)]
     fan_out = runs[0].fan_out
-    identity = {
-        "method": "wanda",
-        "options": {"branches": branches, "normalise": normalise, "group": group},
-        "target": runs[0].reference_json(),
-        "reference": runs[1].reference_json(),
-        "model": runs[0].model,
-        "lineage": runs[0].identity["lineage"],
-        "sites": [site.name for site in runs[0].sites],
-        **{key: runs[0].identity[key] for key in SAMPLING},
-    }
+    options: dict[str, Any] = {"branches": branches, "normalise": normalise, "group": group}
+    if only_shown is not False:  # absent before there was a choice: the ids of older maps stay
+        options["only_shown"] = only_shown
     return NeuronMap.build(
         method="wanda",
         score=contrast(norms[0], norms[1], fan_out),
         windows=runs[0].windows,
         sites=runs[0].sites,
-        identity=identity,
+        identity=identity_of("wanda", options, *runs),
         fan_out=fan_out,
         evidence={"target": norms[0], "reference": norms[1]},
     )

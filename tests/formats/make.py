@@ -10,11 +10,15 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from probe import formats
 from probe._record import record
+from probe._samples import samples
 from probe._trajectories import trajectories
-from probe.scores import score
+from probe.scores import score, selectivity
 from probe.testing import tiny_pipeline
+from tests.probe.made_runs import made_run
 
 HERE = Path(__file__).parent
 
@@ -68,6 +72,15 @@ def make_trajectory() -> None:
         file.with_suffix(".json").write_text(json.dumps(trajectory_facts(stored), indent=2) + "\n")
 
 
+def make_selectivity() -> None:
+    """Write selectivity_v<n>.zarr.zip: five samples of two concepts, three neurons."""
+    table = samples([f"prompt {i}" for i in range(5)])
+    table["concept"] = ["church", "house", "church", "house", "church"]
+    values = np.array([[3, 1, 0], [1, 2, 0], [4, 5, 0], [2, 4, 1], [5, 3, 1]], np.float32)
+    found = selectivity(made_run(values, (2, 1), table=table), window=(999, 500))
+    found.save(HERE / f"selectivity_v{formats.LAYOUT_VERSIONS['selectivity']}.zarr.zip", force=True)
+
+
 def main() -> None:
     """Write run_v<n>.zip, neuron_map_v<n>.zarr.zip and what they hold."""
     run_file = HERE / f"run_v{formats.LAYOUT_VERSIONS['run']}"
@@ -86,3 +99,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     make_trajectory()
+    make_selectivity()

@@ -6,6 +6,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from probe import formats
@@ -13,6 +14,7 @@ from probe._neuron_map import NeuronMap
 from probe._record import verify
 from probe._run import Run
 from probe._trajectory import Trajectory
+from probe.scores import Selectivity
 from tests.formats.make import facts, trajectory_facts
 
 HERE = Path(__file__).parents[1] / "formats"
@@ -44,6 +46,16 @@ def test_trajectories_of_every_version(tmp_path, version):
 
 
 def test_versions_of_runs_and_maps_rise_with_their_files():
-    patterns = {"run": "run_v*.zip", "trajectory": "trajectory_v*.zip", "neuron_map": "neuron_map_v*.zarr.zip"}
+    patterns = {"run": "run_v*.zip", "trajectory": "trajectory_v*.zip"}
+    patterns |= {kind: f"{kind}_v*.zarr.zip" for kind in ("neuron_map", "selectivity")}
     for kind, pattern in patterns.items():
         assert len(list(HERE.glob(pattern))) == formats.LAYOUT_VERSIONS[kind]
+
+
+def test_selectivity_tables_of_every_version_are_read():
+    for file in HERE.glob("selectivity_v*.zarr.zip"):
+        table = Selectivity.load(file)
+        assert table.concepts == ["church", "house"]
+        assert [site.width for site in table.sites] == [2, 1]
+        np.testing.assert_allclose(table.dataset["auroc"].values, [[1, 0.5, 5 / 12], [0, 0.5, 7 / 12]], rtol=1e-5)
+        assert table.neuron_map("church", threshold=0.9).windows == [(999, 500)]

@@ -209,6 +209,20 @@ def test_what_cannot_be_scored(recorded):
         score(3, reference)
 
 
+def test_only_samples_that_show_the_concept_count(recorded):
+    ds = recorded.target.open()
+    ds = ds.assign_coords(shown=("sample", np.array([0.9, np.nan, 0.4], np.float32)))
+    nm = score(ds, recorded.reference, only_shown=0.3)
+    wanted = score(ds.isel(sample=[0, 2]), recorded.reference)
+    np.testing.assert_array_equal(nm.dataset["score"].values, wanted.dataset["score"].values)
+    assert nm.provenance["identity"]["options"]["only_shown"] == 0.3
+    assert nm.id != score(ds, recorded.reference, only_shown=False).id == score(ds, recorded.reference).id
+    with pytest.raises(BadInput, match=r"no judge's scores.*detector="):
+        score(recorded.target, recorded.reference, only_shown=True)
+    with pytest.raises(BadInput, match=r"not registered here.*only_shown=0\.5"):
+        score(ds, recorded.reference, only_shown=True)
+
+
 def test_scores_of_others_are_called_with_what_they_ask_for(monkeypatch, recorded):
     monkeypatch.setattr(scores, "_SCORES", dict(scores._SCORES))
 
@@ -216,7 +230,7 @@ def test_scores_of_others_are_called_with_what_they_ask_for(monkeypatch, recorde
         return pipe, strength
 
     register_score("needs_model", needs_model)
-    assert score_names() == ("wanda", "needs_model")
+    assert score_names() == ("wanda", "contrast", "auroc", "linear", "needs_model")
     assert score(1, 2, method="needs_model", pipe="p", strength=2) == ("p", 2.0)
     with pytest.raises(BadInput, match="needs pipe="):
         score(1, 2, method="needs_model")
