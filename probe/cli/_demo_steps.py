@@ -144,7 +144,7 @@ def _tradeoff(demo: Demo, concept: Any, sweep: Path | None, ax: Any) -> None:
 
     import probe
 
-    own = demo.table.assign(skill_ratio="", setting="demo")
+    own = demo.table.assign(skill_ratio="", curve="demo", branches=SETTINGS["branches"])
     table = own
     if sweep is not None and sweep.is_file():
         swept = pd.read_csv(sweep, keep_default_na=False, na_values=[""])
@@ -155,7 +155,7 @@ def _tradeoff(demo: Demo, concept: Any, sweep: Path | None, ax: Any) -> None:
         table,
         concept=concept.name,
         label="skill_ratio",
-        group="setting",
+        group=["curve", "branches"],
         highlight=list(demo.densities),
         bars=(0.10, 0.10),
         title=f"ConceptPrune on {concept.name!r}",
