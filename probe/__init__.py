@@ -30,7 +30,9 @@ _EXPORTS = {
     "lineage": "provenance",
     "Site": "_sites",
     "sites": "_sites",
-    "StopForward": "_trace",
+    "Layout": "_branches",
+    "layout_of": "_branches",
+    "StopForward": "_trace_hooks",
     "Trace": "_trace",
     "TraceDict": "_trace",
     "load": "_load",
@@ -40,6 +42,9 @@ _EXPORTS = {
     "open_run": "_run",
     "verify": "_run",
     "record": "_record",
+    "Trajectory": "_trajectory",
+    "trajectories": "_trajectories",
+    "rechunk": "_rechunk",
     "samples": "_samples",
     "generate": "_generate",
     "score": "scores",
@@ -58,12 +63,15 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from ._branches import Layout as Layout
+    from ._branches import layout_of as layout_of
     from ._evaluate import evaluate as evaluate
     from ._evaluate import read_results as read_results
     from ._evaluate import result_images as result_images
     from ._generate import generate as generate
     from ._load import load as load
     from ._neuron_map import NeuronMap as NeuronMap
+    from ._rechunk import rechunk as rechunk
     from ._record import record as record
     from ._run import Run as Run
     from ._run import by_site as by_site
@@ -72,9 +80,11 @@ if TYPE_CHECKING:
     from ._samples import samples as samples
     from ._sites import Site as Site
     from ._sites import sites as sites
-    from ._trace import StopForward as StopForward
     from ._trace import Trace as Trace
     from ._trace import TraceDict as TraceDict
+    from ._trace_hooks import StopForward as StopForward
+    from ._trajectories import trajectories as trajectories
+    from ._trajectory import Trajectory as Trajectory
     from .detect import Detector as Detector
     from .detect import detector as detector
     from .errors import AmbiguousBatch as AmbiguousBatch
@@ -100,6 +110,6 @@ if TYPE_CHECKING:
     from .world import World as World
     from .world import concepts as concepts
 
-_SUBMODULES = ("detect", "errors", "metrics", "plots", "provenance", "scores", "stats", "testing", "world")
+_SUBMODULES = ("detect", "errors", "guidance", "metrics", "plots", "provenance", "scores", "stats", "testing", "world")
 
 __getattr__, __dir__, __all__ = attach(__name__, _EXPORTS, _SUBMODULES)

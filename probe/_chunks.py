@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, lcm
+from math import gcd, lcm, prod
 
 MEGABYTE = 1_000_000
 FLOAT = 4  # bytes of a float32
@@ -40,7 +40,29 @@ class Extent:
         return self.steps * self.neuron_chunk * FLOAT
 
 
-def unit_size(extents: Sequence[Extent], batch_size: int) -> int:
+@dataclass(frozen=True)
+class Ragged:
+    """What an array of some other shape stores of one sample: ``sizes`` along (branch, step, ...), float32."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """The chunk along ``sizes``: one branch, and of what follows as much as 8 MB hold, cut from the left."""
+        chunk = [1, *self.sizes[1:]]
+        for axis in range(1, len(chunk)):
+            excess = -(-prod(chunk) * FLOAT // (8 * MEGABYTE))
+            if excess > 1:
+                chunk[axis] = max(1, chunk[axis] // excess)
+        return tuple(chunk)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one sample adds to one chunk."""
+        return prod(self.inner) * FLOAT
+
+
+def unit_size(extents: Sequence[Extent | Ragged], batch_size: int) -> int:
     """U, the number of samples that are generated, written and marked done together.
 
     It follows the group with the largest rows: the smallest multiple of the batch size that fills its chunks with 1 to

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from probe import stats
+from probe._branches import empty_prompt
 from probe._eval_measure import Cell, Measure, Rulers, judged_rows
 from probe._eval_samples import cell_samples
 from probe._progress import progress_bar
@@ -133,7 +134,7 @@ def evaluate(
     sampling = _sampling(pipe, steps, guidance, height, width)
     identity = {
         **_model(pipe),
-        "sampling": {**sampling, **_scheduler(pipe)},
+        "sampling": {**sampling, **empty_prompt(pipe), **_scheduler(pipe)},
         "prompts_from": prompts_from,
         "statistics": {"level": level, "resamples": resamples},
         "edits": {name: _edit_id(edit) for name, edit in edits.items()},

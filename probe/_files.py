@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
@@ -50,6 +51,19 @@ def written_whole(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             _move(temporary, path, replace)
     finally:
         remove(temporary)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what a killed `written_whole` left beside ``path``; the caller sees to it that none is at work there.
+
+    What was being replaced is kept until there is something in its place.
+    """
+    if not path.parent.is_dir():
+        return
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        found = re.fullmatch(r"\.[0-9a-f]{8}\.(partial|old)", stray.name.removeprefix(f".{path.name}"))
+        if found and (found[1] == "partial" or path.exists()):
+            remove(stray)
 
 
 def make_parent(path: Path) -> None:

@@ -5,39 +5,21 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probe._branches import GUIDED, Layout, layout_of, refuse_other_guidance
+from probe._announce import Call, Step, announced, stepping
 from probe._progress import progress_bar
-from probe.errors import BadInput, WorkbenchError, nearest
+from probe.errors import BadInput, nearest
 from probe.protocols import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One network call inside a pipeline call, announced just before its forward.
-
-    - ``component``: ``"unet"``, ``"text_encoder"`` or ``"text_encoder_2"``
-    - ``samples``: rows of the table that this batch holds
-    - ``step``: index of the UNet call, 0 for text encoders; ``timestep``: the scheduler's value, NaN for text encoders
-    - ``layout``: branches and samples of the rows, in order; a pipeline encodes its cond prompts first and uncond in a
-      second call, so a text encoder's layout has one branch
-    """
-
-    component: str
-    samples: range
-    step: int
-    timestep: float
-    layout: Layout
 
 
 def generate(
@@ -52,6 +34,7 @@ def generate(
     progress: Progress = True,
     on_call: Callable[[Call], object] | None = None,
     on_batch: Callable[[range, np.ndarray], object] | None = None,
+    on_step: Callable[[Step], object] | None = None,
     decode: bool = True,
 ) -> np.ndarray:
     """Images of a table of samples: uint8 (s, y, x, rgb).
@@ -62,7 +45,8 @@ def generate(
     Args:
         pipe: a Stable Diffusion pipeline, edited or not.
         samples: one row a sample: ``prompt``, ``seed`` and, where given, ``negative_prompt`` and ``guidance`` (missing
-            values mean none and the argument).
+            values mean none and the argument). SDXL takes zeros, not the encoding of an empty text, where there is no
+            negative prompt, as its ``force_zeros_for_empty_prompt`` says.
         steps: denoising steps asked of the scheduler; `timesteps` tells the UNet calls these make.
         guidance: classifier-free guidance scale; 1 or less generates unguided.
         batch_size: samples in one pipeline call. A change of guidance, or from none to some negative prompt, ends a
@@ -71,22 +55,25 @@ def generate(
         progress: True, False or a function of (done, total) samples.
         on_call: told of every `Call` just before it, so that hooks inside know step, timestep and layout.
         on_batch: told (rows of the table, their images) after each batch.
+        on_step: told of every `Step` just after it.
         decode: False skips the VAE; images are then (s, 0, 0, 3).
 
     The scheduler object, train/eval modes and the progress setting of the pipeline are as before afterwards, also after
     an error. Raises `BadInput` for a table or size that cannot work, and `AmbiguousBatch` when ``on_call`` is given and
     a call's rows are not samples x branches.
     """
-    batches = list(_batches(samples, guidance, _positive("batch_size", batch_size)))
+    batches = list(batches_of(samples, guidance, _positive("batch_size", batch_size)))
     _positive("steps", steps)
     size = image_size(pipe, height, width)
     if getattr(pipe, "safety_checker", None) is not None:
         logger.warning("the safety checker of this pipeline blackens images; probe.load leaves it out")
+    if getattr(pipe, "watermark", None) is not None:
+        logger.warning("this pipeline puts a watermark into images; probe.load leaves it out")
     images = np.zeros((len(samples), *(size if decode else (0, 0)), 3), np.uint8)
     total = len(samples)
-    with _sampling(pipe), progress_bar(progress, total, "images", unit="img") as advance:
+    with sampling(pipe), progress_bar(progress, total, "images", unit="img") as advance:
         for batch in batches:
-            with _announced(pipe, batch.rows, on_call):
+            with announced(pipe, batch.rows, on_call), stepping(pipe, batch.rows, on_step):
                 images[batch.rows.start : batch.rows.stop] = _call(pipe, batch, steps, size, decode)
             if on_batch is not None:
                 on_batch(batch.rows, images[batch.rows.start : batch.rows.stop])
@@ -121,7 +108,9 @@ def image_size(pipe: Any, height: int | None = None, width: int | None = None) -
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
+    """Consecutive samples of one pipeline call, and what they share."""
+
     rows: range
     prompts: list[str]
     negative: list[str] | None
@@ -129,7 +118,7 @@ class _Batch:
     guidance: float
 
 
-def _batches(samples: pd.DataFrame, guidance: float, batch_size: int) -> Iterator[_Batch]:
+def batches_of(samples: pd.DataFrame, guidance: float, batch_size: int) -> Iterator[Batch]:
     """Consecutive samples that one pipeline call can make together."""
     if missing := [name for name in ("prompt", "seed") if name not in samples]:
         near = [match for name in missing for match in nearest(name, map(str, samples.columns))]
@@ -149,7 +138,7 @@ def _batches(samples: pd.DataFrame, guidance: float, batch_size: int) -> Iterato
             continue
         rows = slice(start, stop)
         texts = [text for text in negative[rows] if text is not None]
-        yield _Batch(range(start, stop), prompts[rows], texts or None, seeds[rows], scales[start])
+        yield Batch(range(start, stop), prompts[rows], texts or None, seeds[rows], scales[start])
         start = stop
 
 
@@ -166,7 +155,7 @@ def _text(value: Any) -> str | None:
     return str(value) if value else None
 
 
-def _call(pipe: Any, batch: _Batch, steps: int, size: tuple[int, int], decode: bool) -> np.ndarray:
+def _call(pipe: Any, batch: Batch, steps: int, size: tuple[int, int], decode: bool) -> np.ndarray:
     import torch
 
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
@@ -192,14 +181,19 @@ def _call(pipe: Any, batch: _Batch, steps: int, size: tuple[int, int], decode: b
 
 
 @contextmanager
-def _sampling(pipe: Any) -> Iterator[None]:
-    """A copy of the scheduler, eval mode and no inner bars for the block; everything as it was afterwards."""
+def sampling(pipe: Any) -> Iterator[None]:
+    """A copy of the scheduler, eval mode and no inner bars for the block; everything as it was afterwards.
+
+    SDXL also decodes in float32 and casts its VAE back, unless an error comes first.
+    """
     import torch
 
     scheduler = pipe.scheduler
     modules = [m for part in pipe.components.values() if isinstance(part, torch.nn.Module) for m in part.modules()]
     training = [module for module in modules if module.training]
     bar = vars(pipe).get("_progress_bar_config")
+    vae = getattr(pipe, "vae", None)
+    vae_dtype = getattr(vae, "dtype", None)
     pipe.scheduler = copy.deepcopy(scheduler)
     for module in training:
         module.training = False
@@ -208,64 +202,14 @@ def _sampling(pipe: Any) -> Iterator[None]:
         yield
     finally:
         pipe.scheduler = scheduler
+        if vae is not None and vae.dtype != vae_dtype:
+            vae.to(vae_dtype)
         for module in training:
             module.training = True
         if bar is None:
             del pipe._progress_bar_config
         else:
             pipe._progress_bar_config = bar
-
-
-@contextmanager
-def _announced(pipe: Any, rows: range, on_call: Callable[[Call], object] | None) -> Iterator[None]:
-    """Tell ``on_call`` of every call of the UNet and the text encoders inside the block."""
-    if on_call is None:
-        yield
-        return
-    refuse_other_guidance(pipe)
-    announcer = _Announcer(pipe, rows, on_call)
-    with ExitStack() as hooks:  # registered last, so that rows are counted as the forward will see them
-        for name in ("text_encoder", "text_encoder_2", "unet"):
-            if (component := getattr(pipe, name, None)) is not None:
-                pre_hook = announcer.unet if name == "unet" else announcer.text(name)
-                hooks.callback(component.register_forward_pre_hook(pre_hook, with_kwargs=True).remove)
-        yield
-
-
-class _Announcer:
-    """Counts the calls of one batch and knows their layouts."""
-
-    def __init__(self, pipe: Any, rows: range, on_call: Callable[[Call], object]) -> None:
-        self.pipe, self.rows, self.on_call = pipe, rows, on_call
-        self.step = 0
-        self.layout: Layout | None = None
-
-    def unet(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.layout is None:
-            self.layout = layout_of(self.pipe, len(self.rows))
-        sample = args[0] if args else kwargs["sample"]
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        self.layout.check(sample.shape[0])
-        self.on_call(Call("unet", self.rows, self.step, float(np.ravel(_cpu(timestep))[0]), self.layout))
-        self.step += 1
-
-    def text(self, component: str) -> Callable[..., None]:
-        calls = 0
-
-        def announce(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal calls
-            if calls == len(GUIDED):
-                raise WorkbenchError(f"{component} was called more often than once for each branch")
-            layout = Layout(len(self.rows), (GUIDED[::-1][calls],))
-            layout.check((args[0] if args else kwargs["input_ids"]).shape[0])
-            self.on_call(Call(component, self.rows, 0, float("nan"), layout))
-            calls += 1
-
-        return announce
-
-
-def _cpu(value: Any) -> Any:
-    return value.detach().cpu() if hasattr(value, "detach") else value
 
 
 def _positive(name: str, value: int) -> int:

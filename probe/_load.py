@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     config: str | Path | None = None,
 ) -> StableDiffusionPipeline:
-    """A pipeline in eval mode, without safety checker.
+    """A pipeline in eval mode, without safety checker or watermark.
 
     Args:
         model: ``"emoji"`` (embedded), a folder in diffusers layout, a hub id such as
@@ -75,6 +76,18 @@ def load(
         if hasattr(component, "eval"):
             component.eval()
     return pipe.to(device)
+
+
+def folder_of(model: str | Path) -> Path:
+    """The folder with the configs of a model: embedded, a folder, or a hub id (its weights may be elsewhere)."""
+    path = Path(model).expanduser()
+    if str(model) == "emoji":
+        return _embedded()
+    if path.is_dir():
+        return path
+    if _HUB_ID.fullmatch(str(model)) and not path.is_file():
+        return _hub_folder(str(model), None, weights=False)
+    raise _unknown(model)
 
 
 def _embedded() -> Path:
@@ -118,10 +131,13 @@ def _build(
 
     if "safety_checker" in optional:
         options |= {"safety_checker": None, "requires_safety_checker": False}
+    class_ = getattr(diffusers, pipeline)
+    if "add_watermarker" in inspect.signature(class_).parameters:
+        options["add_watermarker"] = False  # by default pictures depend on whether a further package is installed
     options |= compat.dtype_argument(dtype)
     try:
         with compat.quiet_libraries():
-            return getattr(getattr(diffusers, pipeline), how)(str(path), local_files_only=True, **options)
+            return getattr(class_, how)(str(path), local_files_only=True, **options)
     except ImportError:  # a package that is not installed
         raise
     except Exception as error:  # each library has its own for what it cannot read, tokenizers a bare Exception

@@ -13,8 +13,8 @@ import xarray as xr
 import zarr
 
 from probe import formats
+from probe._codecs import compressors
 from probe._files import check_free, written_whole
-from probe._store import compressors
 from probe.errors import BadInput, StoreDamaged, WorkbenchError
 
 _AGAIN = "copy it again, or make it again from its runs"

@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> ModelFolder:
     index = read_index(folder)
     parts = {name: (library, class_) for name, library, class_ in _parts(index)}
     for name in parts:
-        _check_part(folder, name)
+        check_part(folder, name)
         for file in sorted((folder / name).glob("*.json")):
             read_json(file)
     if lacking := list(without_weights(folder, index)):
@@ -146,7 +146,7 @@ def pickled(files: list[Path], what: str) -> BadInput:
     )
 
 
-def _check_part(folder: Path, name: str) -> None:
+def check_part(folder: Path, name: str) -> None:
     """What a part cannot be built without, weights aside."""
     if name.startswith("tokenizer"):  # its config says how many tokens a prompt may have
         words = [] if (folder / name / "tokenizer.json").is_file() else ["vocab.json", "merges.txt"]

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
-from probe import provenance
-from probe._files import occupied
-from probe._generate import Call, generate, image_size
+from probe import _sources
+from probe._announce import Call
+from probe._estimate import Estimate, check_size, estimate, with_defaults
+from probe._filling import fill
+from probe._generate import image_size
+from probe._inputs import Listeners, Settings
+from probe._judge import Judge
+from probe._locks import Rank
+from probe._opening import open_or_create
 from probe._options import validated
+from probe._places import place_of
 from probe._plan import Plan
-from probe._progress import progress_bar
-from probe._recorder import Recorder
-from probe._reduce import Reducer, reducer
+from probe._ragged import LatentRecorder
 from probe._run import Run, by_site, open_run, verify
-from probe._samples import samples, starts_with
-from probe._sites import sites as find_sites
-from probe._store import RunStore
-from probe.errors import BadInput, HeaderMismatch, StoreDamaged
+from probe._samples import samples
+from probe._selection import Maps, selection
+from probe._writer import Unit
+from probe.errors import BadInput
 from probe.protocols import Progress
 
 __all__ = ["Run", "by_site", "open_run", "record", "samples", "verify"]
@@ -35,11 +40,19 @@ _SMALL = 128
 @validated
 def record(
     pipe: Any,
-    prompts: Any,
+    prompts: Any = None,
     *,
     out: str | Path,
     sites: str | Sequence[str] = "ffn",
     reduce: str | Sequence[str] = ("unit_norm", "absmean"),
+    topk: int = 8,
+    maps: Maps = None,
+    heads: Sequence[int] | None = None,
+    tokens: Sequence[int | str] | None = None,
+    latents: bool = False,
+    trajectories: Any = None,
+    from_images: Any = None,
+    timesteps: Sequence[int] | None = None,
     steps: int = 30,
     seeds: int | Sequence[int] = 0,
     seeds_per_prompt: int | None = None,
@@ -52,6 +65,8 @@ def record(
     detector: Any = None,
     concept: Any = None,
     split: str | None = None,
+    max_gb: float = 100.0,
+    durable: bool = False,
     progress: Progress = True,
     force: bool = False,
     extend: bool = False,
@@ -59,122 +74,181 @@ def record(
     """Record activations while the model draws these prompts, into the folder ``out``.
 
     Every activation is reduced over its image tokens inside the hook; stored is one float32 number per reducer,
-    sample, branch, step and neuron. Repeating the call resumes: samples are made in fixed units, a unit that is done
-    is kept, any other is made again with the same bits.
+    sample, branch, step and neuron, and of what is asked for besides (``maps``, ``latents``, some kinds of site) more,
+    all float32. Whatever `probe.open_run` opens is labelled. Two units of samples are held in memory, the one that is
+    made and the one that is written: lower ``batch_size`` where maps are large. Repeating the call resumes: samples are
+    made in fixed units, a unit that is done is kept, any other is made again with the same bits.
 
     Args:
         pipe: a Stable Diffusion pipeline, edited or not; nothing of it is changed.
         prompts: strings, or a table of samples (see `probe.samples`, which also explains ``seeds``,
             ``seeds_per_prompt``, ``concept``, ``split`` and ``negative_prompt``).
-        out: the run's folder.
-        sites: as in `probe.sites`; kinds ``ffn``, ``mlp`` (group ``text_encoder``) and ``xattn.out`` (``xattn_out``).
+        out: the run's folder, or a URL that fsspec knows (``s3://bucket/run``), which must have one writer.
+        sites: as in `probe.sites`. Reduced are ``ffn`` (group ``unet``), ``mlp`` (``text_encoder``, ``text_encoder_2``)
+            and ``xattn.out`` (``xattn_out``); ``xattn.k`` and ``xattn.v`` are kept once a run (``xattn_k``,
+            ``xattn_v``), attention probabilities ``xattn.prob`` as maps. SDXL encodes no text for a branch uncond
+            without negative prompt: NaN there.
         reduce: reducers, see `probe._reduce.reducer`; the default is enough for every score.
+        topk: how many token rows the reducer ``topk`` keeps.
+        maps: activations that are kept at every token row too: site (name, glob or kind) -> list of units, or
+            ``"full"`` for all; or a `NeuronMap` whose selection they are. Groups ``maps/<NNN-site>``.
+        heads, tokens: which heads of ``xattn.prob`` sites, and which text tokens: positions of the encoded prompt, or
+            words, which sum over their positions in each sample's own prompt. All by default.
+        latents: keep x_t and the guided prediction of every step (group ``latents``).
+        trajectories: a `Trajectory` or its folder: nothing is drawn, the UNet is called once at every stored (x_t, t).
+            Samples, steps, seeds, guidance and size are the trajectory's, ``prompts`` too unless given (as many).
+        from_images: a folder of images, or an array uint8 (s y x rgb): nothing is drawn, each is encoded, noised to
+            every one of ``timesteps`` by its sample's own generator, and shown to the UNet with its prompt (one for
+            all, or one each; none is the empty one). With guidance above 1 both branches are recorded.
+        timesteps: of training, for ``from_images``; they become the step axis.
         steps, guidance, batch_size, height, width: as in `probe.generate`.
         images: keep the pictures; ``"auto"`` does up to 128 x 128 pixels.
         detector: a judge (`probe.detector`) whose score of each sample's concept becomes the coordinate ``shown``.
+        max_gb: the largest run to begin, in 10^9 bytes before compression.
+        durable: wait for the disk (fsync) before a unit counts as done; then it survives a power cut, too.
         progress: True, False or a function of (done, total) samples.
         force: replace the run that is at ``out``.
         extend: allow a sample list that starts with the stored one.
 
-    Raises `BadInput` for arguments that cannot work and for an ``out`` that is something else, `HeaderMismatch`
-    naming the key in which a run at ``out`` differs, `UnknownName` for sites and reducers, `WorkbenchError` when the
-    disk is full or another process is recording there.
+    Under ``torchrun`` or ``accelerate launch`` all ranks call this with the same arguments: rank r makes the units u
+    with u % world == r, and each returns when its own are done.
+
+    Raises `BadInput` for arguments that cannot work, for a run over ``max_gb`` and for an ``out`` that is something
+    else, `HeaderMismatch` naming the key in which a run at ``out`` differs, `UnknownName` for sites and reducers,
+    `WorkbenchError` when the disk is full or another process is recording there.
     """
-    table = samples(
-        prompts, seeds, seeds_per_prompt=seeds_per_prompt, concept=concept, split=split, negative_prompt=negative_prompt
-    )
-    if batch_size < 1:
-        raise BadInput("batch_size must be at least 1", given=batch_size)
-    judge = _Judge.of(detector, concept)
-    size = image_size(pipe, height, width)
-    plan = Plan(
+    plan, judge = _planned(
         pipe,
-        table,
-        sites=find_sites(pipe, sites),
-        reducers=_reducers(reduce),
+        prompts,
+        sites=sites,
+        reduce=reduce,
+        topk=topk,
+        maps=maps,
+        heads=heads,
+        tokens=tokens,
+        latents=latents,
+        trajectories=trajectories,
+        from_images=from_images,
+        timesteps=timesteps,
         steps=steps,
+        seeds=seeds,
+        seeds_per_prompt=seeds_per_prompt,
         guidance=guidance,
+        negative_prompt=negative_prompt,
         batch_size=batch_size,
-        size=size,
-        keep_images=max(size) <= _SMALL if images == "auto" else images,
-        detector_id=None if judge is None else judge.id,
+        height=height,
+        width=width,
+        images=images,
+        detector=detector,
+        concept=concept,
+        split=split,
     )
-    store = _open_or_create(Path(out), plan, force=force, extend=extend)
-    with store.locked(), progress_bar(progress, store.n_samples, "recording", unit="img") as advance:
-        store.forget(store.missing())
-        pending = [store.rows(int(unit)) for unit in np.flatnonzero(~store.done)]
-        advance(store.n_samples - sum(rows.stop - rows.start for rows in pending))
-        for rows in pending:
-            values, token_rows = _make(plan, judge, table.iloc[rows].reset_index(drop=True), advance)
-            store.set_rows(token_rows)  # before any flag: whoever reads a done unit needs it
-            store.write(rows.start // store.unit, values)
+    place, rank = place_of(out), Rank.of_environment()
+    check_size(plan, max_gb)
+    store = open_or_create(place, plan, force=force, extend=extend, rank=rank)
+
+    fill(store, partial(_make, plan, judge), "recording", rank=rank, progress=progress, durable=durable)
     return Run(store.path)
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """A detector, and for the concept at hand what its labels may be called besides ``family/<name>``."""
+def dry_run(pipe: Any, prompts: Any = None, *, out: str | Path, **options: Any) -> Estimate:
+    """What `record` would do with these arguments; nothing is written.
 
-    detector: Any
-    names: Mapping[str, frozenset[str]]
-
-    @classmethod
-    def of(cls, detector: Any, concept: Any) -> _Judge | None:
-        if detector is None:
-            return None
-        if not callable(detector) or not hasattr(detector, "labels"):
-            raise BadInput("a detector is an object", given=repr(detector), fix="pass probe.detector(name)")
-        names = frozenset([*(getattr(concept, "members", None) or ()), getattr(concept, "label", None) or ""])
-        return cls(detector, {getattr(concept, "name", ""): names})
-
-    @property
-    def id(self) -> str:
-        """Name and weights of the detector."""
-        return str(getattr(self.detector, "id", type(self.detector).__name__))
-
-    def shown(self, images: np.ndarray, concepts: Sequence[str]) -> np.ndarray:
-        """(s,) float32: the score of each sample's concept in its image, NaN where the judge has no such label."""
-        scores = np.asarray(self.detector(images), np.float32)
-        found = np.full(len(images), np.nan, np.float32)
-        for i, concept in enumerate(concepts):
-            names = {concept, *self.names.get(concept, ())}
-            columns = [j for j, label in enumerate(self.detector.labels) if {label, label.rsplit("/", 1)[-1]} & names]
-            if columns:
-                found[i] = np.fmax.reduce(scores[i, columns])
-        return found
+    ``pipe`` may be `probe._skeleton.skeleton`, whose networks have no weights.
+    """
+    return estimate(_planned(pipe, prompts, **with_defaults(record, _planned, options))[0], place_of(out))
 
 
-def _make(
-    plan: Plan, judge: _Judge | None, table: pd.DataFrame, advance: Callable[[int], object]
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
-    """Make one unit of samples: arrays by group and name, and token rows by site."""
-    recorders = {
-        name: Recorder(sites, plan.reducers, plan.branches, plan.timesteps if plan.has_steps(name) else None)
-        for name, sites in plan.groups.items()
-    }
+def _planned(
+    pipe: Any,
+    prompts: Any,
+    *,
+    sites: str | Sequence[str],
+    reduce: str | Sequence[str],
+    topk: int,
+    maps: Maps,
+    heads: Sequence[int] | None,
+    tokens: Sequence[int | str] | None,
+    latents: bool,
+    trajectories: Any,
+    from_images: Any,
+    timesteps: Sequence[int] | None,
+    steps: int,
+    seeds: int | Sequence[int],
+    seeds_per_prompt: int | None,
+    guidance: float,
+    negative_prompt: str | None,
+    batch_size: int,
+    height: int | None,
+    width: int | None,
+    images: bool | Literal["auto"],
+    detector: Any,
+    concept: Any,
+    split: str | None,
+) -> tuple[Plan, Judge | None]:
+    """Everything that is decided before the first image; see `record`."""
+    if batch_size < 1:
+        raise BadInput("batch_size must be at least 1", given=batch_size)
+    judge = Judge.of(detector, concept)
+    if timesteps is not None and from_images is None:
+        raise BadInput("timesteps= belongs to from_images=", given=timesteps, fix="the sampler chooses its own")
+    if trajectories is not None:
+        settled: dict[str, Any] = {"steps": steps, "seeds": seeds, "seeds_per_prompt": seeds_per_prompt}
+        settled |= {"guidance": guidance, "negative_prompt": negative_prompt, "height": height, "width": width}
+        settled |= {"from_images": from_images}
+        _refuse_given(settled, "what a trajectory has settled cannot be chosen again")
+        table, settings, inputs = _sources.stored(pipe, prompts, trajectories, batch_size)
+    else:
+        settings = Settings(steps, guidance, batch_size, image_size(pipe, height, width))
+        listed: dict[str, Any] = {"seeds": seeds, "seeds_per_prompt": seeds_per_prompt}
+        listed |= {"concept": concept, "split": split, "negative_prompt": negative_prompt}
+        if from_images is None:
+            table, settings, inputs = _sources.sampled(pipe, prompts, settings, **listed)
+        else:
+            _refuse_given({"steps": steps}, "images are noised to timesteps, not sampled")
+            table, settings, inputs = _sources.from_images(pipe, prompts, from_images, timesteps, settings, **listed)
+    if inputs.identity is not None and (images is True or judge is not None):
+        raise BadInput("nothing is drawn from fixed inputs, so there are no images to keep or judge")
+    plan = Plan(
+        pipe,
+        table,
+        inputs,
+        settings,
+        kept=selection(pipe, sites=sites, reduce=reduce, topk=topk, maps=maps, heads=heads, tokens=tokens),
+        latents=latents,
+        keep_images=inputs.identity is None and (max(settings.size) <= _SMALL if images == "auto" else images),
+        detector_id=None if judge is None else judge.id,
+    )
+    return plan, judge
+
+
+def _refuse_given(options: Mapping[str, Any], what: str) -> None:
+    """Raise `BadInput` for options of `record` that are not at their default where they could not be followed."""
+    defaults = inspect.signature(record).parameters
+    for name, value in options.items():
+        if value != defaults[name].default:
+            raise BadInput(what, given=f"{name}={value!r}", fix=f"leave {name} out")
+
+
+def _make(plan: Plan, judge: Judge | None, rows: slice, advance: Callable[[int], object]) -> Unit:
+    """Make one unit of samples."""
+    table = plan.table.iloc[rows].reset_index(drop=True)
+    recorders = {kept.name: kept.recorder(plan.frame) for kept in plan.kept}
+    between = LatentRecorder(len(table), plan.latent_sizes) if plan.latents else None
 
     def tell(call: Call) -> None:
         for recorder in recorders.values():
             recorder.on_call(call)
 
+    listeners = Listeners(tell, None if between is None else between.on_step, advance)
     with ExitStack() as hooks:
         values = {
-            name: dict(hooks.enter_context(recorder.recording(plan.pipe, len(table))))
+            name: dict(hooks.enter_context(recorder.recording(plan.pipe, table, plan.absent(recorder, table))))
             for name, recorder in recorders.items()
         }
-        images = generate(
-            plan.pipe,
-            table,
-            steps=plan.steps,
-            guidance=plan.guidance,
-            batch_size=plan.batch_size,
-            height=plan.size[0],
-            width=plan.size[1],
-            progress=False,
-            on_call=tell,
-            on_batch=lambda rows, _images: advance(len(rows)),
-            decode=plan.decode,
-        )
+        images = plan.inputs.run(plan.pipe, table, rows, plan.settings, listeners, plan.decode)
+    if between is not None:
+        values["latents"] = between.buffers
     if plan.keep_images:
         values["images"] = {"image": images}
     shown = np.full(len(table), np.nan, np.float32)
@@ -182,50 +256,5 @@ def _make(
         shown = judge.shown(images, table["concept"].tolist())
     for arrays in values.values():
         arrays["shown"] = shown
-    return values, {name: rows for recorder in recorders.values() for name, rows in recorder.token_rows.items()}
-
-
-def _open_or_create(path: Path, plan: Plan, *, force: bool, extend: bool) -> RunStore:
-    if not occupied(path):
-        return plan.create(path, replace=False)
-    try:
-        store = RunStore(path)
-    except StoreDamaged as error:
-        raise BadInput("the output path exists and is no run", given=str(path), fix="choose another path") from error
-    if force:
-        with store.locked():  # nobody is writing into what is about to go
-            pass
-        return plan.create(path, replace=True)
-    if extend and plan.identity["samples"] != store.identity["samples"]:
-        return _extend(store, plan)
-    _check_identity(store, plan, [*plan.identity])
-    return store
-
-
-def _extend(store: RunStore, plan: Plan) -> RunStore:
-    _check_identity(store, plan, [key for key in plan.identity if key != "samples"])
-    stored = Run(store.path).samples.drop(columns="shown")
-    if not starts_with(plan.table, stored):
-        given = f"{len(plan.table)} samples"
-        expected = f"the {len(stored)} stored samples, then others"
-        raise HeaderMismatch("a run is extended by a list that starts with its own", given=given, expected=expected)
-    stamp = provenance.stamp(plan.identity)
-    with store.locked():
-        return store.extend(identity=stamp["identity"], id=stamp["id"], samples=plan.table)
-
-
-def _check_identity(store: RunStore, plan: Plan, keys: Sequence[str]) -> None:
-    try:
-        provenance.check_same(store.identity, plan.identity, f"another run is at {store.path}", keys)
-    except HeaderMismatch as error:
-        fix = "record into another folder, or replace this run with force=True"
-        if ": samples" in error.what:
-            fix += "; extend=True allows samples to be added at the end"
-        raise HeaderMismatch(error.what, given=error.given, expected=error.expected, fix=fix) from None
-
-
-def _reducers(names: str | Sequence[str]) -> list[Reducer]:
-    listed = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    if not listed:
-        raise BadInput("record needs at least one reducer", fix="leave reduce= out for the default")
-    return [reducer(name) for name in listed]
+    token_rows = {name: rows for recorder in recorders.values() for name, rows in recorder.token_rows.items()}
+    return values, token_rows, {name: recorder.blank() for name, recorder in recorders.items()}

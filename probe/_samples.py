@@ -12,8 +12,9 @@ import pandas as pd
 
 from probe.errors import BadInput
 
-#: Columns of a sample table in their order; ``guidance`` is there only where samples bring their own.
-COLUMNS = ("prompt", "prompt_id", "seed", "pair", "concept", "split", "negative_prompt", "guidance")
+#: Columns of a sample table in their order; ``guidance`` is there only where samples bring their own, ``source_image``
+#: where they are noised images.
+COLUMNS = ("prompt", "prompt_id", "seed", "pair", "concept", "split", "negative_prompt", "guidance", "source_image")
 _TEXT = ("prompt", "concept", "split", "negative_prompt")
 
 

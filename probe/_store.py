@@ -1,89 +1,76 @@
-"""A run on disk: a zarr v3 group that survives kill -9, knows what is done, and says which identity it belongs to.
+"""A run or trajectory on disk: a zarr v3 group that survives kill -9, knows what is done, and says whose it is.
 
 Written with zarr (xarray's region writes do not check alignment), read with xarray. The order of writes is the whole of
-the safety: the store is created under a temporary name and renamed when its header is complete; of a unit, all chunks
-are written first (each appears by rename, so none is torn) and its flag in ``done`` last.
+the safety: the store is created under a temporary name and renamed when its header is complete (a remote store gets its
+header last instead); of a unit, all chunks are written first (each appears by rename, so none is torn) and its flag in
+``done`` last.
 
-    <run>/  attributes: format, layout_version, identity, info, id, unit
+    <run>/  attributes: format, layout_version, identity, info, id, unit, groups, every_chunk
       done (unit) uint8                     sites/ name, kind, component, module, io, width, order, group, offset, rows
+      nonfinite (unit) text: a JSON list of the sites and steps at which NaN or infinity was recorded
       unet/ <reducer> (sample, branch, step, neuron) float32, NaN where nothing was written; coordinates
       text_encoder/ <reducer> (sample, branch, neuron)            images/ image (sample, y, x, rgb) uint8
+      maps/<NNN-site>/ map, full or prob      xattn_k/ k, xattn_v/ v      latents/ latents, guided
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import logging
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import zarr
-from filelock import FileLock, Timeout
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from probe import formats
+from probe import _checks, formats
+from probe._checks import BadChunk
 from probe._chunks import readable_size
-from probe._files import disk_errors, written_whole
-from probe.errors import BadInput, StoreDamaged, WorkbenchError
+from probe._codecs import encoding
+from probe._files import disk_errors
+from probe._groups import Group, by_unit, create_group, group_names, plain, put
+from probe._headers import AGAIN, UNFINISHED, kind_of, open_group, reading
+from probe._locks import Rank
+from probe._places import Place, place_of
+from probe.errors import StoreDamaged, WorkbenchError
 
 logger = logging.getLogger(__name__)
-
-#: What to do about a run that cannot be read.
-AGAIN = "copy the run again, or record into another folder"
-
-#: Per-sample coordinates lie in one chunk up to this many samples; they are small and never written unit by unit.
-_COORDINATE_CHUNK = 1 << 16
-
-
-@dataclass(frozen=True)
-class Group:
-    """What one group of a run holds: arrays ``(sample, *dims)`` of one shape.
-
-    ``chunk`` has the chunk's length along sample and every dim; ``coords`` maps a name to (dim, values).
-    """
-
-    name: str
-    arrays: tuple[str, ...]
-    dtype: str
-    dims: tuple[str, ...]
-    sizes: tuple[int, ...]
-    chunk: tuple[int, ...]
-    coords: Mapping[str, tuple[str, np.ndarray]]
-
-    def size(self, samples: int) -> int:
-        """Bytes of all arrays before compression."""
-        return len(self.arrays) * samples * int(np.prod(self.sizes)) * np.dtype(self.dtype).itemsize
 
 
 class RunStore:
     """An existing run, open for reading and, inside `locked`, for writing.
 
-    Raises `BadInput` where there is nothing or another kind of file, `StoreDamaged` where there is no readable header.
+    ``path`` is a folder or a URL. Raises `BadInput` where there is nothing or another kind of file, `StoreDamaged`
+    where there is no readable header.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.root = open_group(self.path, "run")
+    kind = "run"
+
+    def __init__(self, path: str | Path | Place) -> None:
+        self.place = place_of(path) if isinstance(path, str | Path) else path
+        self.path = self.place.path
+        self.root = open_group(self.place, self.kind)
         try:
-            self.identity: dict[str, Any] = dict(self.root.attrs["identity"])
-            self.info: dict[str, Any] = dict(self.root.attrs["info"])
-            self.id, self.unit = str(self.root.attrs["id"]), int(self.root.attrs["unit"])
+            attributes = dict(self.root.attrs)
+            self.identity: dict[str, Any] = dict(attributes["identity"])
+            self.info: dict[str, Any] = dict(attributes["info"])
+            self.id, self.unit = str(attributes["id"]), int(attributes["unit"])
             self.n_samples = int(self.identity["samples"]["n"])
+            self.rechunked: str | None = attributes.get("rechunked")
+            self._groups: list[str] | None = attributes.get("groups")
             self._done = self.root["done"]
         except (KeyError, TypeError, ValueError) as error:
             raise StoreDamaged(
-                "the header of the run is incomplete", given=f"{self.path}: {error}", fix=AGAIN
+                f"the header of the {self.kind} is incomplete", given=f"{self.path}: {error}", fix=AGAIN
             ) from error
 
-    @staticmethod
+    @classmethod
     def create(
-        path: str | Path,
+        cls,
+        path: str | Path | Place,
         *,
         identity: Mapping[str, Any],
         info: Mapping[str, Any],
@@ -93,29 +80,36 @@ class RunStore:
         sites: pd.DataFrame,
         groups: Iterable[Group],
         replace: bool = False,
-    ) -> RunStore:
-        """Make an empty run: header, coordinates and empty arrays, under a temporary name that is then renamed.
+    ) -> Self:
+        """Make an empty run: header, coordinates and empty arrays; a local one under a temporary name, then renamed.
 
         Raises `WorkbenchError` when the disk has less room than the run will need.
         """
-        path, groups = Path(path), list(groups)
-        _check_room(path, sum(group.size(len(samples)) for group in groups))
-        with written_whole(path, replace=replace) as temporary:
-            root = zarr.create_group(temporary, zarr_format=3)
-            _put(root, "done", np.zeros(-(-len(samples) // unit), np.uint8), ("unit",), (1,))
-            site_group = root.create_group("sites")
-            for name, column in sites.items():
-                _put(site_group, str(name), _plain(column), ("site",))
-            for group in groups:
-                _create_group(root, group, samples, unit)
-            root.attrs.update(**formats.header("run"), identity=identity, info=info, id=id, unit=unit)
-        return RunStore(path)
+        place, groups = place_of(path) if isinstance(path, str | Path) else path, list(groups)
+        check_room(place, sum(group.size(len(samples)) for group in groups))
+        n_units = -(-len(samples) // unit)
+        with place.written(replace=replace) as target, disk_errors(place.path):
+            root = zarr.create_group(target, zarr_format=3, attributes={UNFINISHED: True})
+            put(root, "done", np.zeros(n_units, np.uint8), ("unit",), (1,))
+            put(root, "nonfinite", np.full(n_units, "", object), ("unit",), (1,))
+            with zarr.config.set({"array.write_empty_chunks": True}):  # an absent chunk is then always damage
+                site_group = root.create_group("sites")
+                for name, column in sites.items():
+                    put(site_group, str(name), plain(column), ("site",))
+                for group in groups:
+                    create_group(root, group, samples, unit)
+            names = sorted(group.name for group in groups)
+            header = {**formats.header(cls.kind), "identity": identity, "info": info, "id": id, "unit": unit}
+            root.attrs.put({**header, "groups": names, "every_chunk": True})
+        return cls(place)
 
     @property
     def groups(self) -> list[str]:
-        """The groups that hold samples, in alphabetical order."""
-        with reading(self.path):
-            return sorted(name for name, _ in self.root.groups() if name != "sites")
+        """The groups that hold samples, in alphabetical order; nested ones have a slash."""
+        if self._groups is None:
+            with self.reading():
+                self._groups = group_names(self.root)
+        return list(self._groups)
 
     @property
     def n_units(self) -> int:
@@ -125,212 +119,165 @@ class RunStore:
     @property
     def done(self) -> np.ndarray:
         """(unit,) bool: which units are written in full."""
-        with reading(self.path):
+        with self.reading():
             return np.asarray(self._done[: self.n_units]) == 1
+
+    @property
+    def nonfinite(self) -> list[dict[str, Any]]:
+        """Where NaN or infinity was recorded: dicts of group, arrays, site, steps and samples."""
+        with self.reading():
+            said = self.root["nonfinite"][:].tolist() if "nonfinite" in self.root else []
+            return [entry for text in said if text for entry in json.loads(text)]
+
+    def reading(self) -> Any:
+        """See the function `reading`."""
+        return reading(self.path, self.kind)
 
     def lengths(self, group: str) -> list[int]:
         """Lengths along sample of a group's arrays; they differ while the run is being extended."""
-        with reading(self.path):
+        with self.reading():
             arrays = [array for _, array in self.root[group].arrays()]
         return [array.shape[0] for array in arrays if array.metadata.dimension_names[0] == "sample"]
+
+    def site_names(self, group: str) -> list[str]:
+        """The names of a group's sites, in order of execution."""
+        with self.reading():
+            names, groups = self.root["sites/name"][:].tolist(), self.root["sites/group"][:].tolist()
+        return [name for name, of in zip(names, groups, strict=True) if of == group]
 
     def rows(self, unit: int) -> slice:
         """The samples of a unit."""
         return slice(unit * self.unit, min((unit + 1) * self.unit, self.n_samples))
 
     @contextmanager
-    def locked(self) -> Iterator[RunStore]:
-        """Keep other local writers out; leftovers of a killed one are removed.
+    def locked(self, rank: Rank | None = None) -> Iterator[Self]:
+        """Keep other local writers out, except further ranks of the same job; leftovers of a killed one are removed."""
+        with self.place.locked(rank or Rank()):
+            yield self
 
-        The lock lies inside the folder of ``done``, where zarr does not look for members of the group.
-        """
-        lock = FileLock(self.path / "done" / ".lock", timeout=0)
-        try:
-            with disk_errors(self.path), lock:
-                for stray in self.path.rglob("*.partial"):
-                    stray.unlink(missing_ok=True)
-                yield self
-        except Timeout as error:
-            fix = "wait for it to end, or record into another folder"
-            raise WorkbenchError("another process is recording into this run", given=str(self.path), fix=fix) from error
-
-    def write(self, unit: int, values: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def write(
+        self,
+        unit: int,
+        values: Mapping[str, Mapping[str, np.ndarray]],
+        *,
+        durable: bool = False,
+        nonfinite: Sequence[Mapping[str, Any]] = (),
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Write one unit, ``group -> array -> (sample, ...)``, and mark it done when every chunk is on disk.
 
         Chunks of nothing but the fill value are written too: an absent chunk of a done unit is then always damage.
+        ``durable`` waits until the disk has the chunks, then sets the flag and waits for that. ``stop`` is asked
+        between arrays and gives the unit up.
         """
         rows = self.rows(unit)
-        with disk_errors(self.path), zarr.config.set({"array.write_empty_chunks": True}):
+        with disk_errors(self.path), encoding():
+            notes = self.root.get("nonfinite")  # opened first, so that empty texts need no chunk; older runs have none
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                stored = {(g, name): self.root[f"{g}/{name}"] for g, arrays in values.items() for name in arrays}
+        with disk_errors(self.path):
             for group, arrays in values.items():
                 for name, array in arrays.items():
-                    self.root[f"{group}/{name}"][rows] = array
+                    if stop():
+                        return
+                    stored[group, name][rows] = array
+            if notes is not None:
+                notes[unit] = json.dumps(list(nonfinite)) if nonfinite else ""
+            if durable:
+                files = [f for group, arrays in values.items() for n in arrays for f in self._files(group, n, unit)]
+                self.place.sync(files)
             self._done[unit] = 1
+            if durable:
+                self.place.sync([f"done/{self._done.metadata.chunk_key_encoding.encode_chunk_key((unit,))}"])
 
     def set_rows(self, rows: Mapping[str, int]) -> None:
         """Note how many token rows a call gives per site name, known from the first unit on.
 
         Raises `StoreDamaged` when an earlier unit saw another number.
         """
-        names, stored = self.root["sites/name"][:], self.root["sites/rows"]
-        found = np.array([rows[str(name)] for name in names], np.int64)
+        with encoding():
+            names, stored = self.root["sites/name"][:], self.root["sites/rows"]
         before = np.asarray(stored[:])
+        found = np.array([rows.get(str(name), seen) for name, seen in zip(names, before, strict=True)], np.int64)
         if ((before != 0) & (before != found)).any():
             raise StoreDamaged("sites saw other numbers of token rows than in earlier units", given=str(self.path))
-        with disk_errors(self.path):
-            stored[:] = found
+        if (before != found).any():
+            with disk_errors(self.path), zarr.config.set({"array.write_empty_chunks": True}):
+                stored[:] = found
 
-    def extend(self, *, identity: Mapping[str, Any], id: str, samples: pd.DataFrame) -> RunStore:
+    def extend(self, *, identity: Mapping[str, Any], id: str, samples: pd.DataFrame) -> Self:
         """Make room for a longer sample list that starts with the stored one (the caller has checked that).
 
         A short last unit is recorded again: with more samples it is made in other batches. The header changes last,
         so an interrupted extension is simply asked for again.
         """
-        with disk_errors(self.path):
+        with disk_errors(self.path), zarr.config.set({"array.write_empty_chunks": True}):
             if self.n_samples % self.unit:
                 self._done[self.n_units - 1] = 0
-            self._done.resize((-(-len(samples) // self.unit),))
+            for name in ("done", "nonfinite"):
+                if name in self.root:
+                    self.root[name].resize((-(-len(samples) // self.unit),))
             for name in self.groups:
                 for array_name, array in self.root[name].arrays():
                     if array.metadata.dimension_names[0] == "sample":
                         array.resize((len(samples), *array.shape[1:]))
                         if array_name in samples:
-                            array[:] = _plain(samples[array_name])
+                            array[:] = plain(samples[array_name])
             self.root.attrs.update(identity=identity, id=id)
-        return RunStore(self.path)
+        return type(self)(self.place)
 
-    def missing(self) -> dict[int, list[str]]:
-        """Chunks of done units that are not on disk or empty: unit -> names. Looks at the folder, reads nothing."""
-        return self._bad_chunks(lambda _array, _rows, file: not file.is_file() or file.stat().st_size == 0)
+    def missing(self) -> list[BadChunk]:
+        """Chunks of done units that are not on disk or empty. Looks at names and sizes, reads nothing."""
+        return _checks.missing(self, np.flatnonzero(self.done).tolist())
 
-    def damaged(self) -> dict[int, list[str]]:
-        """Chunks of done units that are missing or cannot be decoded (checksums): unit -> names. Reads everything."""
-        return self._bad_chunks(lambda array, where, file: not file.is_file() or not _readable(array, where))
+    def damaged(self) -> list[BadChunk]:
+        """Chunks of done units that are missing or cannot be decoded (checksums). Reads everything."""
+        return _checks.damaged(self, np.flatnonzero(self.done).tolist())
+
+    def check_coordinates(self) -> None:
+        """Raise `StoreDamaged` where chunks that belong to no unit are gone: they would read as empty."""
+        with self.reading():
+            absent = _checks.absent_coordinates(self)
+        if absent:
+            given = f"{self.path}: {', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}"
+            raise StoreDamaged(f"coordinates of the {self.kind} are missing", given=given, fix=AGAIN)
 
     def forget(self, units: Iterable[int]) -> None:
-        """Clear the flags of units, so that the same `probe.record` makes them again."""
+        """Clear the flags of units, so that the same call makes them again."""
         with disk_errors(self.path):
-            for unit in units:
+            for unit in set(units):
                 self._done[unit] = 0
 
-    def _bad_chunks(self, bad: Any) -> dict[int, list[str]]:
-        found: dict[int, list[str]] = {}
-        units = [int(unit) for unit in np.flatnonzero(self.done)]
-        for group in self.groups:
-            with reading(self.path):
-                arrays = [(name, array) for name, array in self.root[group].arrays() if _by_unit(array, self.unit)]
-            for name, array in arrays:
-                encode = array.metadata.chunk_key_encoding.encode_chunk_key
-                for unit in units:
-                    for chunk in _chunks_of(array, self.rows(unit)):
-                        where = tuple(slice(i * c, (i + 1) * c) for i, c in zip(chunk, array.chunks, strict=True))
-                        if bad(array, where, self.path / group / name / encode(chunk)):
-                            found.setdefault(unit, []).append(f"{group}/{name}/{encode(chunk)}")
-        return found
+    def _files(self, group: str, name: str, unit: int) -> list[str]:
+        array = self.root[f"{group}/{name}"]
+        return _checks.chunk_files(self, group, name, unit) if by_unit(array, self.unit) else []
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Whatever zarr, its codecs and xarray raise over torn bytes inside the block becomes `StoreDamaged`."""
-    try:
-        yield
-    except WorkbenchError:
-        raise
-    except Exception as error:
-        raise StoreDamaged("the run cannot be read", given=f"{path}: {error}", fix=AGAIN) from error
+class TrajectoryStore(RunStore):
+    """A trajectory on disk, in the same way.
+
+    <trajectory>/  latents/ latents (sample, step, c, y, x)      final/ final (sample, c, y, x)
+      noise_pred/ noise_pred (sample, branch, step, c, y, x), where it was asked for      done, nonfinite, sites/ (none)
+    """
+
+    kind = "trajectory"
 
 
-def open_group(path: Path, kind: str) -> Any:
-    """The zarr group at ``path``, for reading and writing, its header checked to be of this kind and version."""
-    words = kind.replace("_", " ")
-    if not path.exists():
-        raise BadInput(f"there is no {words} here", given=str(path))
-    try:
-        root = zarr.open_group(path, mode="r+", zarr_format=3)
-        attributes = dict(root.attrs)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-        what, fix = "no zarr group can be read here", f"copy the {words} again, or make it again"
-        raise StoreDamaged(what, given=str(path), expected=f"a {words}", fix=fix) from error
-    formats.check_header(attributes, kind, path)
-    return root
+def store_at(path: str | Path | Place) -> RunStore:
+    """The run or trajectory at ``path``, whichever is there. Raises as `RunStore`."""
+    place = place_of(path) if isinstance(path, str | Path) else path
+    return TrajectoryStore(place) if kind_of(place) == TrajectoryStore.kind else RunStore(place)
 
 
-def compressors() -> list[Any]:
-    """Small first, checked second: zstd at level 1, then a crc32c over the compressed bytes."""
-    return [ZstdCodec(level=1), Crc32cCodec()]
-
-
-def _create_group(root: Any, group: Group, samples: pd.DataFrame, unit: int) -> None:
-    made = root.create_group(group.name)
-    n = len(samples)
-    for name in group.arrays:
-        made.create_array(
-            name,
-            shape=(n, *group.sizes),
-            chunks=group.chunk,
-            dtype=group.dtype,
-            fill_value=np.nan if np.dtype(group.dtype).kind == "f" else 0,
-            dimension_names=("sample", *group.dims),
-            compressors=compressors(),
-        )
-    for column in samples:
-        _put(made, str(column), _plain(samples[column]), ("sample",), (_COORDINATE_CHUNK,))
-    _put(made, "shown", np.full(n, np.nan, np.float32), ("sample",), (unit,))
-    for name, (dim, values) in group.coords.items():
-        _put(made, name, values, (dim,))
-    names = [str(name) for name in samples] + ["shown", *(k for k, (dim, _) in group.coords.items() if k != dim)]
-    made.attrs["coordinates"] = " ".join(names)  # where xarray looks for them
-
-
-def _put(
-    group: Any, name: str, values: np.ndarray, dims: tuple[str, ...], chunks: tuple[int, ...] | None = None
-) -> None:
-    text = values.dtype.kind in "OUT"
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=chunks or tuple(max(1, n) for n in values.shape),
-        dtype="str" if text else values.dtype,
-        fill_value="" if text else (np.nan if values.dtype.kind == "f" else 0),
-        dimension_names=dims,
-        compressors=compressors(),
-    )
-    array[...] = values
-
-
-def _plain(column: pd.Series) -> np.ndarray:
-    """A column as an array that zarr knows: text as objects, numbers as they are."""
-    is_number = pd.api.types.is_numeric_dtype(column.dtype)
-    return column.to_numpy() if is_number else column.astype(object).to_numpy(dtype=object)
-
-
-def _by_unit(array: Any, unit: int) -> bool:
-    """Whether an array is written unit by unit (and not once, at creation)."""
-    return array.metadata.dimension_names[0] == "sample" and array.chunks[0] <= unit
-
-
-def _chunks_of(array: Any, rows: slice) -> Iterator[tuple[int, ...]]:
-    first, last = rows.start // array.chunks[0], (rows.stop - 1) // array.chunks[0]
-    others = [range(-(-n // c)) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True)]
-    return itertools.product(range(first, last + 1), *others)
-
-
-def _readable(array: Any, where: tuple[slice, ...]) -> bool:
-    try:
-        array[where]
-    except Exception as error:  # whatever a codec raises over torn bytes
-        logger.debug("chunk %s of %s: %s", where, array.path, error)
-        return False
-    return True
-
-
-def _check_room(path: Path, size: int) -> None:
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    logger.info("a run of %s at %s (%s free)", readable_size(size), path, readable_size(free))
-    if size > free:
+def check_room(place: Place, size: int) -> None:
+    """Raise `WorkbenchError` when a place has less room than ``size`` bytes."""
+    free = place.free()
+    room = "room unknown" if free is None else f"{readable_size(free)} free"
+    logger.info("%s to be written at %s (%s)", readable_size(size), place.path, room)
+    if free is not None and size > free:
         raise WorkbenchError(
             "the run needs more room than the disk has",
-            given=f"{readable_size(free)} free at {folder}",
-            expected=f"{readable_size(size)}",
+            given=f"{readable_size(free)} free at {place.path}",
+            expected=readable_size(size),
             fix="record fewer samples, steps, sites or reducers, or choose another disk",
         )

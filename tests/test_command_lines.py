@@ -88,6 +88,18 @@ def test_info_tells_kinds_apart(
     assert out
 
 
+def test_info_of_a_model_counts_its_sites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = probe.compat.save_pipeline(tiny_pipeline("sdxl"), tmp_path / "xl")
+    found = document(capsys, "probe", "info", folder)
+    assert list(found["parameters"]) == ["text_encoder", "text_encoder_2", "unet", "vae"]
+    assert len(found["sites"]) == 2 + 2 + 11 * 5
+    _, out, _ = call(capsys, "probe", "info", folder)
+    rows = [line.split() for line in out.splitlines()]
+    assert any({"text_encoder_2", "mlp", "2", "192", "96"} <= set(row) for row in rows)
+    assert any({"unet", "ffn", "11", "2432", "128", "256"} <= set(row) for row in rows)
+    assert len(rows) < 25  # not one a site
+
+
 def test_info_without_an_argument_states_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch" in document(capsys, "probe", "info")["versions"]
     assert "torch" in call(capsys, "probe", "info")[1]
@@ -193,6 +205,24 @@ def test_record_a_concept(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_p
     assert "nearest: explicit" in err
 
 
+def test_trajectories_and_recording_at_them(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = ["--model", shelf / "model"]
+    few = ["a church", *model, "--steps", "2", "--stored-as", "float32", "-o", tmp_path / "stored"]
+    made = document(capsys, "probe", "trajectories", *few)
+    assert document(capsys, "probe", "info", tmp_path / "stored")["id"] == made["id"]
+    assert call(capsys, "probe", "verify", tmp_path / "stored")[0] == 0
+    chosen = ["--sites", "xattn.prob", "--tokens", "1,church", "--heads", "2", "--maps", "{unet.mid_block*.ffn: [3]}"]
+    at = ["--trajectories", tmp_path / "stored"]
+    found = document(capsys, "probe", "record", *model, *at, *chosen, "-o", tmp_path / "run")
+    assert probe.Run(tmp_path / "run").identity["inputs"]["id"] == made["id"]
+    group = next(name for name in found["groups"] if name.endswith("prob"))
+    assert probe.open_run(tmp_path / "run", group)["word"].values.tolist() == ["", "church"]
+    probe.NeuronMap.load(shelf / "map.zarr.zip").select(top=2).save(tmp_path / "two.zarr.zip")
+    maps = ["--maps", tmp_path / "two.zarr.zip", "--sites", "[]"]
+    found = document(capsys, "probe", "record", *model, *at, *maps, "-o", tmp_path / "maps")
+    assert sum(probe.open_run(tmp_path / "maps", group).sizes["neuron"] for group in found["groups"]) == 2
+
+
 @pytest.mark.parametrize("what", [["map.zarr.zip"], ["edit"], ["target", "reference"]])
 def test_plot(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, what: list[str]) -> None:
     figure = tmp_path / "figure.png"
@@ -218,6 +248,10 @@ def test_verify_and_repair(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_
     [
         ("probe record --model {m} -o {new}", "there are no prompts"),
         ("probe record x --sites fnn --model {m} -o {new}", "nearest: ffn"),
+        ("probe record x --maps {{mid:ful}} --model {m} -o {new}", "unknown site"),
+        ("probe record --from-images {s} --timesteps 1 --model {m} -o {new}", "no images"),
+        ("probe record --trajectories {s}/target --model {m} -o {new}", "a trajectory"),
+        ("probe trajectories --model {m} -o {new}", "there are no prompts"),
         ("probe record x --reduce unit_nrom --model {m} -o {new}", "nearest: unit_norm"),
         ("probe record x --steps few --model {m} -o {new}", "given: 'few'"),
         ("probe record x --model {s}/absent -o {new}", "absent"),

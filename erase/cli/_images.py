@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 TABLE = "samples.csv"
 
-_OPTIONS = from_signature("probe._generate:generate", leave_out=("progress", "on_call", "on_batch", "decode"))
+_OPTIONS = from_signature(
+    "probe._generate:generate", leave_out=("progress", "on_call", "on_batch", "on_step", "decode")
+)
 
 
 @command(app, "generate", options=_OPTIONS, model=True, out=True)

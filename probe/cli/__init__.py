@@ -7,7 +7,7 @@ from probe.cli._app import app
 __all__ = ["app", "main"]
 
 # As help lists them: in the order of work.
-_ORDER = ("demo", "info", "record", "verify", "score", "evaluate", "plot")
+_ORDER = ("demo", "info", "record", "trajectories", "verify", "rechunk", "score", "evaluate", "plot")
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
 
 

@@ -1,4 +1,4 @@
-"""probe info: what a model, run, map, edit or result is."""
+"""probe info: what a model, run, trajectory, map, edit or result is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from probe._chunks import readable_size
 from probe._terminal import Task, command
 from probe.cli._app import app
 from probe.cli._kinds import kind_at
@@ -19,19 +20,28 @@ def info(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|RUN|MAP|EDIT|RESULT]", help="a model, run, map, edit or result; nothing for versions"
+            metavar="[MODEL|RUN|TRAJECTORY|MAP|EDIT|RESULT]",
+            help="a model, run, trajectory, map, edit or result; nothing for versions",
         ),
     ] = None,
 ) -> None:
-    """Say what something is: versions, a model (emoji, a folder, a hub id), a run, a map, an edit or a result."""
+    """Say what something is: versions, a model (emoji, a folder, a hub id), run, trajectory, map, edit or result."""
     if what is None:
         from probe.provenance import info as circumstances
 
         found = circumstances()
         others = {key: value for key, value in found.items() if key != "versions"}
         return task.result(found, _rows({**found["versions"], **others}))
-    kind = kind_at(Path(what))
-    return {"run": _run, "neuron_map": _map, "edit": _edit, "result": _result}.get(kind or "", _model)(task, what)
+    from probe._places import is_url, place_of
+
+    if is_url(what):
+        from probe._headers import kind_of
+
+        kind = kind_of(place_of(what)) or "run"
+    else:
+        kind = kind_at(Path(what)) or ""
+    known = {"run": _run, "trajectory": _trajectory, "neuron_map": _map, "edit": _edit, "result": _result}
+    return known.get(kind, _model)(task, what)
 
 
 def _model(task: Task, what: str) -> None:
@@ -55,25 +65,74 @@ def _model(task: Task, what: str) -> None:
     }
     sizes = {name: f"{n / 1e6:.2f} M parameters" for name, n in parameters.items()}
     text = _rows({"pipeline": document["pipeline"], "scheduler": document["scheduler"], "dtype": print_.dtype, **sizes})
-    task.result(document, text, _table(sites, ("order", "name", "kind", "width")))
+    task.result(document, text, _sites(sites))
+
+
+def _sites(sites: list[dict[str, Any]]) -> Any:
+    """One row a component and kind: SDXL has hundreds of sites, and `--json` lists them all."""
+    import pandas as pd
+
+    by_kind = pd.DataFrame(sites).groupby(["component", "kind"], sort=False)
+    rows = by_kind["width"].agg(sites="size", units="sum", narrowest="min", widest="max")
+    return rows.assign(first=by_kind["name"].first()).reset_index()
 
 
 def _run(task: Task, what: str) -> None:
+    import pandas as pd
+
     from probe import Run
 
     run = Run(what)
+    arrays, circumstances = run.arrays(), run.info
+    found = circumstances.pop("nonfinite", [])
     document = {
         "kind": "run",
         "id": run.id,
         "samples": run.n_samples,
         "done": run.done,
+        "unit": run.unit,
         "groups": run.groups,
+        "arrays": arrays,
+        "rechunked": run.rechunked,
+        "nonfinite": found,
         "identity": run.identity,
-        "info": run.info,
+        "info": circumstances,
     }
-    keys = ("steps", "guidance", "reducers", "lineage")
-    text = {"run": run.id, "samples": f"{run.done} of {run.n_samples} recorded", "groups": ", ".join(run.groups)}
-    task.result(document, _rows({**text, **{k: run.identity[k] for k in keys if k in run.identity}}))
+    text = {"run": run.id, "samples": f"{run.done} of {run.n_samples} recorded, in units of {run.unit}"}
+    text |= {key: run.identity[key] for key in ("steps", "guidance", "reducers", "lineage") if key in run.identity}
+    text["made"] = " ".join(str(circumstances[key]) for key in ("created", "system", "machine") if key in circumstances)
+    text["versions"] = ", ".join(f"{name} {value}" for name, value in circumstances.get("versions", {}).items())
+    if run.rechunked:
+        text["rechunked"] = f"by {run.rechunked}: read only"
+    if found:
+        text["NaN or inf"] = _places(found)
+    rows = [
+        {**array, **{key: " ".join(map(str, array[key])) for key in ("dims", "shape", "chunk")}}
+        | {"bytes": readable_size(array["bytes"])}
+        for array in arrays
+    ]
+    task.result(document, _rows(text), pd.DataFrame(rows))
+
+
+def _trajectory(task: Task, what: str) -> None:
+    from probe import Trajectory
+
+    found = Trajectory(what)
+    document = {
+        "kind": "trajectory",
+        "id": found.id,
+        "samples": found.n_samples,
+        "done": found.done,
+        "nonfinite": found.nonfinite,
+        "identity": found.identity,
+        "info": found.info,
+    }
+    keys = ("steps", "guidance", "stored_as", "noise_pred", "lineage")
+    text = {"trajectory": found.id, "samples": f"{found.done} of {found.n_samples} stored"}
+    text |= {k: found.identity[k] for k in keys}
+    if found.nonfinite:
+        text["NaN or inf"] = _places(found.nonfinite)
+    task.result(document, _rows(text))
 
 
 def _map(task: Task, what: str) -> None:
@@ -123,12 +182,10 @@ def _result(task: Task, what: str) -> None:
     task.result({"kind": "result", "header": header, "cells": cells}, cells[columns])
 
 
+def _places(nonfinite: list[dict[str, Any]]) -> str:
+    return "; ".join(f"{e['site']}, steps {e['steps']}, samples {e['samples']}" for e in nonfinite[:5])
+
+
 def _rows(values: dict[str, Any]) -> str:
     width = max(map(len, values))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
-
-
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:
-    import pandas as pd
-
-    return pd.DataFrame(rows)[list(columns)]

@@ -83,5 +83,5 @@ def _runs(what: list[str], *, title: str | None, columns: int, **_: Any) -> Axes
     runs = [Run(path) for path in what]
     if without := [str(run.path) for run in runs if "images" not in run.groups]:
         raise BadInput("a run without images", given=without[0], fix="record it with --images true")
-    rows = {run.path.name: run.open("images")["image"].values[:columns] for run in runs}
+    rows = {run.name: run.open("images")["image"].values[:columns] for run in runs}
     return plots.plot_before_after(rows, runs[0].samples["prompt"].head(columns).tolist(), title=title)

@@ -34,7 +34,7 @@ class Recorded:
     """A group of a run, ready for a score; ``path`` is None for a dataset that the caller opened."""
 
     ds: xr.Dataset
-    path: Path | None
+    path: str | Path | None
     identity: dict[str, Any]
     run_id: str
     sites: list[Site]
@@ -85,8 +85,9 @@ class Recorded:
         try:
             return np.asarray(values.values)
         except Exception as error:  # whatever a codec raises over torn bytes
-            if self.path is not None and (bad := RunStore(self.path).damaged()):
-                raise damage(self.path, bad) from error
+            store = None if self.path is None else RunStore(self.path)
+            if store is not None and (bad := store.damaged()):
+                raise damage(store, bad) from error
             raise
 
     @property
@@ -108,6 +109,8 @@ class Recorded:
         return {
             "sites": [site.name for site in self.sites],
             **{key: self.identity[key] for key in (*SAMPLING, "lineage")},
+            "inputs": {k: v for k, v in self.identity.get("inputs", {}).items() if k not in ("id", "sha256")},
+            **{key: self.identity[key] for key in ("empty_prompt",) if key in self.identity},  # SDXL has it
             "weights": {name: value for name, value in weights.items() if name != "vae"},
             "architecture": self.model["architecture"],
         }
@@ -126,7 +129,7 @@ def recorded(source: Any, group: str, reducer: str) -> Recorded:
     if isinstance(source, xr.Dataset):
         ds, path = source, None
     elif isinstance(source, str | Path | Run):
-        path = source.path if isinstance(source, Run) else Path(source)
+        path = source.path if isinstance(source, Run) else source
         ds = open_run(path, group)
     else:
         raise BadInput(

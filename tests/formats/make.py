@@ -12,6 +12,7 @@ from pathlib import Path
 
 from probe import formats
 from probe._record import record
+from probe._trajectories import trajectories
 from probe.scores import score
 from probe.testing import tiny_pipeline
 
@@ -36,6 +37,37 @@ def facts(run, nm) -> dict:
     }
 
 
+def trajectory_facts(stored) -> dict:
+    """What a reader must find in the trajectory."""
+    ds = stored.open()
+    return {
+        "trajectory": stored.id,
+        "prompts": stored.samples["prompt"].tolist(),
+        "timesteps": stored.timesteps.tolist(),
+        "scales": stored.input_scales.tolist(),
+        "latents": float(ds["latents"].values[1, 1, 2, 3, 4]),
+        "final": float(ds["final"].values[1, 2, 3, 4]),
+        "noise_pred": float(ds["noise_pred"].values[1, 0, 1, 2, 3, 4]),
+    }
+
+
+def pack(folder: Path, file: Path) -> None:
+    """A store as one zip."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for one in sorted(one for one in folder.rglob("*") if one.is_file() and not one.name.startswith(".")):
+            archive.write(one, one.relative_to(folder))
+
+
+def make_trajectory() -> None:
+    """Write trajectory_v<n>.zip and what it holds."""
+    file = HERE / f"trajectory_v{formats.LAYOUT_VERSIONS['trajectory']}.zip"
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"steps": 2, "batch_size": 2, "noise_pred": True, "progress": False}
+        stored = trajectories(tiny_pipeline(), ["a church", "a church at night"], out=Path(folder, "made"), **options)
+        pack(stored.path, file)
+        file.with_suffix(".json").write_text(json.dumps(trajectory_facts(stored), indent=2) + "\n")
+
+
 def main() -> None:
     """Write run_v<n>.zip, neuron_map_v<n>.zarr.zip and what they hold."""
     run_file = HERE / f"run_v{formats.LAYOUT_VERSIONS['run']}"
@@ -47,11 +79,10 @@ def main() -> None:
         reference = record(pipe, ["a house", "a house at night"], out=Path(folder, "reference"), **options)
         nm = score(target, reference).select(top=3)
         nm.save(map_file, force=True)
-        with zipfile.ZipFile(run_file.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(file for file in target.path.rglob("*") if file.is_file() and file.name != ".lock"):
-                archive.write(file, file.relative_to(target.path))
+        pack(target.path, run_file.with_suffix(".zip"))
         run_file.with_suffix(".json").write_text(json.dumps(facts(target, nm), indent=2) + "\n")
 
 
 if __name__ == "__main__":
     main()
+    make_trajectory()

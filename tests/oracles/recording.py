@@ -7,7 +7,9 @@ import math
 import torch
 
 
-def activations(pipe, modules: list[str], prompt: str, seed: int, steps: int, guidance: float, negative: str = ""):
+def activations(
+    pipe, modules: list[str], prompt: str, seed: int, steps: int, guidance: float, negative: str = "", size=None
+):
     """Every input of UNet modules while the pipeline draws one prompt: module -> list over calls of (b k n).
 
     The rows of a guided call are the empty (or negative) prompt first, the prompt second.
@@ -18,8 +20,7 @@ def activations(pipe, modules: list[str], prompt: str, seed: int, steps: int, gu
         for name in modules
     ]
     generator = torch.Generator().manual_seed(seed)
-    side = pipe.unet.config.sample_size
-    latents = torch.randn((1, pipe.unet.config.in_channels, side, side), generator=generator)
+    latents = first_latents(pipe, generator, size)
     try:
         pipe(
             prompt,
@@ -29,11 +30,58 @@ def activations(pipe, modules: list[str], prompt: str, seed: int, steps: int, gu
             latents=latents,
             generator=generator,
             output_type="latent",
+            **({} if size is None else {"height": size[0], "width": size[1]}),
         )
     finally:
         for handle in handles:
             handle.remove()
     return kept
+
+
+def first_latents(pipe, generator: torch.Generator, size=None) -> torch.Tensor:
+    """The noise that a sample starts from, for images of ``size`` (height, width) in pixels."""
+    side = pipe.unet.config.sample_size
+    rows, columns = (side, side) if size is None else (edge // pipe.vae_scale_factor for edge in size)
+    return torch.randn((1, pipe.unet.config.in_channels, rows, columns), generator=generator)
+
+
+def plain_attention(pipe, modules: list[str], prompt: str, seed: int, steps: int, guidance: float, size=None):
+    """Cross-attention that writes its probabilities out: module -> list over calls of (b h q k), and the last latents.
+
+    diffusers' first attention processor, which no pipeline uses today: softmax(QK^T) V with a matrix in between.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    kept = {name: [] for name in modules}
+    before = {name: pipe.unet.get_submodule(name).processor for name in modules}
+    for name in modules:
+        attention = pipe.unet.get_submodule(name)
+        attention.set_processor(AttnProcessor())
+
+        def scores(query, key, mask=None, attention=attention, name=name):
+            found = type(attention).get_attention_scores(attention, query, key, mask)
+            kept[name].append(found.reshape(-1, attention.heads, *found.shape[1:]))
+            return found
+
+        attention.get_attention_scores = scores
+    generator = torch.Generator().manual_seed(seed)
+    options = {} if size is None else {"height": size[0], "width": size[1]}
+    latents = first_latents(pipe, generator, size)
+    try:
+        final = pipe(
+            prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            latents=latents,
+            output_type="latent",
+            **options,
+        ).images
+    finally:
+        for name in modules:
+            attention = pipe.unet.get_submodule(name)
+            attention.set_processor(before[name])
+            del attention.get_attention_scores
+    return kept, final
 
 
 def column_norms(samples: list[list[torch.Tensor]], step: int, rows: list[int]) -> list[float]:

@@ -23,4 +23,14 @@ def reduce_rows(name: str, rows: list[list[float]]) -> list[float]:
         return [sum(abs(v) for v in column) / len(rows) for column in columns]
     if name == "max":
         return [max(column) for column in columns]
+    if name == "count":
+        return [float(sum(1 for v in column if v > 0)) for column in columns]
     raise ValueError(name)
+
+
+def top_rows(rows: list[list[float]], ranks: int) -> list[list[tuple[float, int] | None]]:
+    """For each rank and neuron the (value, row) that this rank has among one sample's token rows; None beyond them."""
+    ordered = [
+        sorted(((row[j], k) for k, row in enumerate(rows)), key=lambda pair: -pair[0]) for j in range(len(rows[0]))
+    ]
+    return [[column[r] if r < len(column) else None for column in ordered] for r in range(ranks)]

@@ -12,7 +12,8 @@ from probe import formats
 from probe._neuron_map import NeuronMap
 from probe._record import verify
 from probe._run import Run
-from tests.formats.make import facts
+from probe._trajectory import Trajectory
+from tests.formats.make import facts, trajectory_facts
 
 HERE = Path(__file__).parents[1] / "formats"
 
@@ -32,6 +33,17 @@ def test_runs_and_maps_of_every_version(tmp_path, version):
     assert nm.provenance["identity"]["target"]["run"] == run.id
 
 
+@pytest.mark.parametrize("version", range(1, formats.LAYOUT_VERSIONS["trajectory"] + 1))
+def test_trajectories_of_every_version(tmp_path, version):
+    with zipfile.ZipFile(HERE / f"trajectory_v{version}.zip") as archive:
+        archive.extractall(tmp_path / "made")
+    found = trajectory_facts(Trajectory(tmp_path / "made"))
+    wanted = json.loads((HERE / f"trajectory_v{version}.json").read_text())
+    assert found == {**wanted, **{name: pytest.approx(wanted[name]) for name in ("latents", "final", "noise_pred")}}
+    assert verify(tmp_path / "made") == []
+
+
 def test_versions_of_runs_and_maps_rise_with_their_files():
-    for kind, pattern in (("run", "run_v*.zip"), ("neuron_map", "neuron_map_v*.zarr.zip")):
+    patterns = {"run": "run_v*.zip", "trajectory": "trajectory_v*.zip", "neuron_map": "neuron_map_v*.zarr.zip"}
+    for kind, pattern in patterns.items():
         assert len(list(HERE.glob(pattern))) == formats.LAYOUT_VERSIONS[kind]

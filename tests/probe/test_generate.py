@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probe._generate import Call, generate, image_size, timesteps
+from probe._announce import Call
+from probe._generate import generate, image_size, timesteps
 from probe.errors import AmbiguousBatch, BadInput
 from probe.testing import tiny_pipeline
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from probe._places import place_of
 from probe._record import open_run, record, verify
 from probe._run import Run
 from probe._store import RunStore
+from probe._writer import Writer
 from probe.testing import tiny_pipeline
 from tests.probe.test_record import same_bits
-from tests.probe.test_store import empty, fill
+from tests.probe.test_store import empty, fill, values
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,12 +53,24 @@ fill(RunStore(path), range(3))
 PIPELINE = (
     KILLER
     + """
+from probe._places import place_of
 from probe._record import record
 from probe.testing import tiny_pipeline
 from tests.probe.test_killed import OPTIONS, PROMPTS
 record(tiny_pipeline(), PROMPTS, out=path, **OPTIONS)
 """
 )
+
+#: Writes a run as the recorder does, from its creation on, and says when it begins; killed from outside.
+WRITING = """
+import sys
+from tests.probe.test_killed import writing
+print("begun", flush=True)
+writing(sys.argv[1])
+"""
+
+#: Samples and the seconds within which the child is killed; it needs about as long.
+N_WRITTEN, MOMENTS = 60, 1.5
 
 PROMPTS = [f"prompt {i}" for i in range(19)]  # two units of 8 samples and one of 3
 OPTIONS = {"steps": 2, "batch_size": 2, "progress": False, "sites": ["ffn", "mlp"]}
@@ -64,6 +81,53 @@ def killed(program, *arguments):
         [sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def writing(path):
+    """Create or resume a run of 30 units, all but done ones, through the writer thread."""
+    place = place_of(path)
+    with place.creating():
+        store = RunStore(place) if place.occupied() else empty(place, N_WRITTEN)
+    with store.locked(), Writer(store) as writer:
+        for unit in np.flatnonzero(~store.done).tolist():
+            writer.put(unit, values(store.rows(unit)), {"unet.a.ffn": 64, "unet.b.ffn": 16})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("uninterrupted") / "run"
+    writing(path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(25))
+def test_a_writer_killed_at_any_moment_leaves_whole_units(tmp_path, uninterrupted, seed):
+    path = tmp_path / "run"
+    child = subprocess.Popen([sys.executable, "-c", WRITING, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "begun\n"
+    time.sleep(random.Random(seed).uniform(0, MOMENTS))
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    done = RunStore(path).done if path.exists() else np.zeros(30, bool)
+    if path.exists():
+        assert verify(path) == []  # nothing marked is missing or torn
+        partly, whole = open_run(path, incomplete="drop"), open_run(uninterrupted)
+        kept = np.flatnonzero(np.repeat(done, 2))
+        for name in ("norm", "max"):
+            assert partly[name].values.tobytes() == whole[name].values[kept].tobytes()
+        assert np.isfinite(open_run(path, incomplete="nan")["norm"].values[kept]).all()  # and nothing else is torn
+    chunks = path / "unet" / "norm" / "c"
+    before = {file: file.stat().st_mtime_ns for file in chunks.rglob("*") if file.is_file() and file.suffix == ""}
+    writing(path)
+    for group in ("unet", "images"):
+        same_bits(path, uninterrupted, group)
+    again = {int(file.relative_to(chunks).parts[0]) for file in before if file.stat().st_mtime_ns != before[file]}
+    assert not again & set(np.flatnonzero(np.repeat(done, 2)).tolist())  # only what was missing is made
+    assert not list(path.rglob("*.partial"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize(
@@ -110,3 +174,4 @@ def test_a_killed_recording_resumes_with_the_same_bits(tmp_path, pattern, count,
         same_bits(resumed, whole, group)
     assert verify(resumed.path) == []
     assert not list(resumed.path.rglob("*.partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]  # nothing hidden is left beside

@@ -262,7 +262,10 @@ def test_damaged_units_are_made_again_with_the_same_bits(recorded, tmp_path):
     record(recorded.pipe, TARGET, **again)
     chunk = tmp_path / "run" / "unet" / "unit_norm" / "c" / "0" / "1" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:20])
-    assert verify(tmp_path / "run", repair=True) == [chunk.relative_to(tmp_path / "run").as_posix()]
+    (bad,) = verify(tmp_path / "run", repair=True)
+    assert bad.chunk == chunk.relative_to(tmp_path / "run").as_posix()
+    assert bad.sites == tuple(site.name for site in sites(recorded.pipe))
+    assert list(bad.samples) == [0, 1, 2]
     record(recorded.pipe, TARGET, **again)
     same_bits(recorded.target, tmp_path / "run")
     chunk.unlink()
@@ -334,7 +337,7 @@ def test_force_replaces_a_run_and_nothing_else(pipe, tmp_path):
         ({"reduce": ["unit_norm", "abs_mean"]}, UnknownName, "absmean"),
         ({"reduce": []}, BadInput, "at least one reducer"),
         ({"sites": "fnn"}, UnknownName, "ffn"),
-        ({"sites": "xattn.prob"}, BadInput, "cannot be recorded yet"),
+        ({"sites": [], "reduce": []}, BadInput, "nothing to record"),
         ({"prompts": {"prompt": ["a", "b"], "guidance": [1.0, 7.5]}}, BadInput, "all guided or all unguided"),
         ({"detector": "emoji_cnn"}, BadInput, r"probe\.detector"),
         ({"steps": 0}, BadInput, "steps"),

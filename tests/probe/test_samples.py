@@ -14,7 +14,7 @@ def test_strings_number_themselves():
     table = samples(
         ["a", "b", "a"], 4, concept=SimpleNamespace(name="church"), split="explicit", negative_prompt="blur"
     )
-    assert list(table) == [name for name in COLUMNS if name != "guidance"]
+    assert list(table) == [name for name in COLUMNS if name not in ("guidance", "source_image")]
     assert table["prompt_id"].tolist() == table["pair"].tolist() == [0, 1, 2]
     assert table["seed"].tolist() == [4, 4, 4]
     assert set(table["concept"]) == {"church"}

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from probe import Site, TraceDict, sites
+from probe._sites import KINDS as SITE_KINDS
 from probe.errors import BadInput, UnknownName, WrongModel
-from probe.testing import tiny_pipeline
+from probe.testing import KINDS, TOPOLOGIES, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,12 @@ def test_feed_forward_sites_in_order_of_execution(pipe):
     assert {(s.kind, s.component, s.io) for s in found} == {("ffn", "unet", "input")}
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd21"])
-def test_order_and_width_are_those_of_a_real_call(kind):
-    pipe = tiny_pipeline(kind)
-    found = [s for s in sites(pipe, "*") if s.component == "unet" and s.io != "processor"]
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_and_width_are_those_of_a_real_call(kind, topology):
+    """Text encoders, then the UNet; inside a block first k and v, last the feed-forward."""
+    pipe = tiny_pipeline(kind, topology=topology)
+    found = [s for s in sites(pipe, "*") if s.io != "processor"]
     fired, widths = [], {}
 
     def note(site):
@@ -43,7 +46,7 @@ def test_order_and_width_are_those_of_a_real_call(kind):
         return site.resolve(pipe).register_forward_hook(hook)
 
     handles = [note(site) for site in found]
-    pipe("a", num_inference_steps=1)
+    pipe("a", num_inference_steps=1, guidance_scale=1.0)  # one call of each network
     for handle in handles:
         handle.remove()
     assert fired == found
@@ -65,6 +68,49 @@ def test_text_encoder_sites(pipe):
     assert [s.name for s in found] == [f"text_encoder.text_model.encoder.layers.{i}.mlp" for i in (0, 1)]
     assert [s.width for s in found] == [64, 64]
     assert all(s.resolve(pipe).in_features == 64 for s in found)
+
+
+def test_both_text_encoders_of_sdxl():
+    pipe = tiny_pipeline("sdxl")
+    found = sites(pipe, "mlp")
+    assert [s.name for s in found] == [
+        f"{component}.text_model.encoder.layers.{i}.mlp"
+        for component in ("text_encoder", "text_encoder_2")
+        for i in (0, 1)
+    ]
+    assert [s.width for s in found] == [64, 64, 96, 96]
+    assert [s.order for s in found] == [0, 1, 0, 1]
+    assert all(s.resolve(pipe).in_features == s.width for s in found)
+
+
+def test_text_encoders_may_be_absent():
+    """Pipelines that are given embeddings need none, and SDXL's refiner has only the second."""
+    pipe = tiny_pipeline("sdxl")
+    pipe.text_encoder = None
+    assert {s.component for s in sites(pipe, "*")} == {"text_encoder_2", "unet"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_selection_by_kind_glob_and_name(kind):
+    pipe = tiny_pipeline(kind)
+    every = sites(pipe, "*")
+    blocks, layers = len(sites(pipe)), len(sites(pipe, "mlp"))
+    for wanted in SITE_KINDS:
+        chosen = sites(pipe, wanted)
+        assert chosen == [s for s in every if s.kind == wanted]
+        assert len(chosen) == (layers if wanted == "mlp" else blocks)
+        assert chosen == sites(pipe, f"*.{wanted}") == sites(pipe, [s.name for s in reversed(chosen)])
+    assert sites(pipe, "unet.*") == [s for s in every if s.component == "unet"]
+    assert sites(pipe, "*.transformer_blocks.0.xattn.?") == [
+        s for s in every if s.kind in ("xattn.k", "xattn.v") and ".transformer_blocks.0." in s.name
+    ]
+    assert sites(pipe, ["unet.up_blocks.*.ffn", every[0].name]) == [
+        every[0],
+        *(s for s in every if s.kind == "ffn" and "up_blocks" in s.name),
+    ]
+    for site in every:
+        assert sites(pipe, site.name) == [site]
+        assert site.resolve(pipe) is not None
 
 
 def test_selection(pipe):
@@ -137,35 +183,3 @@ def test_a_unet_that_is_not_what_its_config_says():
     pipe.unet.mid_block.attentions[0].transformer_blocks[0] = torch.nn.Identity()
     with pytest.raises(WrongModel, match="mid_block"):
         sites(pipe)
-
-
-@pytest.mark.parametrize(("model", "blocks", "neurons"), [("sd15", 16, 49_920), ("sdxl", 70, 332_800)])
-def test_published_sizes(model, blocks, neurons):
-    """Counts of the published architectures, on meta tensors."""
-    from diffusers import UNet2DConditionModel
-
-    sdxl = {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": [1, 2, 10],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "attention_head_dim": [5, 10, 20],
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    }
-
-    class Pipe:
-        with torch.device("meta"):
-            unet = UNet2DConditionModel(
-                **({"sample_size": 64, "cross_attention_dim": 768} if model == "sd15" else sdxl)
-            )
-
-    found = sites(Pipe())
-    assert len(found) == blocks
-    assert sum(s.width for s in found) == neurons
-    blocks_of = [s.name.split(".attentions")[0].split(".")[1] for s in found]
-    assert list(dict.fromkeys(blocks_of)) == ["down_blocks", "mid_block", "up_blocks"]

@@ -7,12 +7,13 @@ import torch
 
 from probe import fingerprint
 from probe.errors import UnknownName
-from probe.testing import KINDS, tiny_pipeline
+from probe.testing import KINDS, TOPOLOGIES, tiny_pipeline
 
 
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_depend_on_prompt_and_seed(kind):
-    pipe = tiny_pipeline(kind)
+def test_images_depend_on_prompt_and_seed(kind, topology):
+    pipe = tiny_pipeline(kind, topology=topology)
 
     def image(prompt: str, seed: int):
         generator = torch.Generator().manual_seed(seed)
@@ -25,21 +26,36 @@ def test_images_depend_on_prompt_and_seed(kind):
     assert abs(image("a cat", 0) - first).max() > 1e-3
 
 
-def test_equal_seeds_give_equal_weights_whatever_was_drawn_before():
-    one = fingerprint(tiny_pipeline(seed=3)).to_json()
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_seeds_give_equal_weights_whatever_was_drawn_before(kind):
+    one = fingerprint(tiny_pipeline(kind, seed=3)).to_json()
     torch.rand(5)
     before = torch.random.get_rng_state()
-    assert fingerprint(tiny_pipeline(seed=3)).to_json() == one
+    assert fingerprint(tiny_pipeline(kind, seed=3)).to_json() == one
     assert torch.equal(before, torch.random.get_rng_state())
-    assert fingerprint(tiny_pipeline(seed=4)).to_json() != one
+    assert fingerprint(tiny_pipeline(kind, seed=4)).to_json() != one
 
 
-def test_it_is_in_eval_mode_and_small():
-    pipe = tiny_pipeline()
-    assert not any(m.training for part in (pipe.unet, pipe.vae, pipe.text_encoder) for m in part.modules())
-    assert sum(p.numel() for p in pipe.unet.parameters()) < 1e6
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_in_eval_mode_and_small(kind):
+    networks = [p for p in tiny_pipeline(kind).components.values() if isinstance(p, torch.nn.Module)]
+    assert len(networks) == (4 if kind == "sdxl" else 3)
+    assert not any(m.training for part in networks for m in part.modules())
+    assert sum(p.numel() for part in networks for p in part.parameters()) < 2e6
+
+
+def test_sdxl_has_what_sets_it_apart():
+    pipe = tiny_pipeline("sdxl")
+    assert type(pipe).__name__ == "StableDiffusionXLPipeline"
+    assert pipe.watermark is None
+    assert pipe.config.force_zeros_for_empty_prompt
+    assert (pipe.tokenizer.pad_token, pipe.tokenizer_2.pad_token) == ("<|endoftext|>", "!")
+    assert pipe.tokenizer_2("a", padding="max_length").input_ids[3:] == [0] * 29
+    assert pipe.text_encoder_2.text_projection.out_features == 24
 
 
 def test_unknown_kind():
     with pytest.raises(UnknownName, match="nearest: sd15"):
         tiny_pipeline("sd1.5")
+    with pytest.raises(UnknownName, match="nearest: published"):
+        tiny_pipeline("sdxl", topology="publshed")

@@ -1,0 +1,323 @@
+"""What recording costs: every row of the recorder's table in `benchmarks/README.md`, measured and written there.
+
+    python benchmarks/recorder.py [row ...]      # all rows by default; --list names them
+
+Both sides of a ratio run in one process, in turn, the first of each not counted; the order changes from pair to pair.
+Seconds are of the clock, so nothing else should run. Rows are kept in `benchmarks/results/recorder.csv`; a row that is
+measured again replaces the old one. Needs the embedded model; `nnsight` for its own row (pip install nnsight).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import itertools
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+import probe
+from probe._chunks import Extent, sample_chunk, unit_size
+from probe._groups import Group
+from probe._store import RunStore
+from probe.testing import published_config, tiny_pipeline
+
+HERE = Path(__file__).resolve().parent
+TABLE = HERE / "results" / "recorder.csv"
+BEGIN, END = "<!-- recorder -->\n", "<!-- /recorder -->\n"
+COLUMNS = ("row", "what", "value", "low", "high", "bar", "unit", "n", "note", "date", "machine", "versions")
+PACKAGES = ("torch", "diffusers", "zarr", "xarray", "numpy")
+STEPS = 30
+PROMPTS = [f"a {thing}" for thing in ("church", "castle", "dog", "bus", "rose", "key", "owl", "chair", "drum", "apple")]
+
+ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {}
+
+
+def row(function: Callable[[Path], list[dict[str, Any]]]) -> Callable[[Path], list[dict[str, Any]]]:
+    """Register a row under its function's name."""
+    ROWS[function.__name__] = function
+    return function
+
+
+def in_turn(one: Callable[[Path], object], other: Callable[[Path], object], pairs: int, folder: Path) -> np.ndarray:
+    """Seconds (pair, 2) of both, the order swapped from pair to pair; each call gets a new folder."""
+    taken = np.zeros((pairs + 1, 2))
+    for pair, side in itertools.product(range(pairs + 1), (0, 1)):
+        which = (side + pair) % 2
+        path = folder / f"{pair}-{which}"
+        path.mkdir(parents=True)
+        gc.collect()
+        start = time.perf_counter()
+        (one, other)[which](path)
+        taken[pair, which] = time.perf_counter() - start
+        shutil.rmtree(path)
+    return taken[1:]
+
+
+def ratio(taken: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """The median over pairs of the first side's seconds over the second's, with its bootstrap 95 % interval."""
+    ratios = taken[:, 0] / taken[:, 1]
+    drawn = np.random.default_rng(seed).choice(ratios, (10_000, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    seconds = " and ".join(f"{t:.2f} s" for t in np.median(taken, axis=0))
+    return {"value": np.median(ratios), "low": low, "high": high, "unit": "ratio", "n": len(ratios), "note": seconds}
+
+
+def sd15() -> Any:
+    """A pipeline with SD 1.5's UNet at full size and float32, random weights; a tiny text encoder and autoencoder."""
+    from diffusers import UNet2DConditionModel
+
+    from probe.testing._published import text_encoder
+
+    pipe, config = tiny_pipeline(), published_config("sd15")
+    torch.manual_seed(0)
+    text = pipe.text_encoder.config.to_dict() | {"hidden_size": config["cross_attention_dim"]}
+    pipe.text_encoder = text_encoder("text_encoder", **text)
+    pipe.unet = UNet2DConditionModel(**config).eval()
+    return pipe
+
+
+def emoji() -> Any:
+    """The embedded model, silent."""
+    pipe = probe.load("emoji")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def bare(pipe: Any, prompts: list[str], steps: int, size: dict[str, int]) -> None:
+    """The pipeline's own call, as a user writes it."""
+    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    pipe(prompts, num_inference_steps=steps, guidance_scale=7.5, generator=generators, output_type="latent", **size)
+
+
+def recorded(pipe: Any, prompts: list[str], steps: int, out: Path, **options: Any) -> probe.Run:
+    """One reducer of every FF site, no pictures."""
+    settings = {"sites": "ffn", "reduce": "absmean", "images": False, "progress": False, "batch_size": len(prompts)}
+    return probe.record(pipe, prompts, out=out / "run", steps=steps, **settings | options)
+
+
+@row
+def sd15_overhead(folder: Path) -> list[dict[str, Any]]:
+    """Generation while recording over bare generation, SD-1.5-size UNet in float32 at 32 x 32 latents, guided."""
+    pipe, size, steps = sd15(), {"height": 64, "width": 64}, 5
+    taken = in_turn(lambda out: recorded(pipe, PROMPTS[:1], steps, out, **size),
+                    lambda out: bare(pipe, PROMPTS[:1], steps, size), 15, folder)  # fmt: skip
+    return [ratio(taken) | {"bar": "at most 1.03"}]
+
+
+@row
+def embedded_overhead(folder: Path) -> list[dict[str, Any]]:
+    """Generation while recording over bare generation, embedded model, 10 samples in a batch, 30 steps."""
+    pipe = emoji()
+    taken = in_turn(
+        lambda out: recorded(pipe, PROMPTS, STEPS, out), lambda out: bare(pipe, PROMPTS, STEPS, {}), 15, folder
+    )
+    return [ratio(taken) | {"bar": "at most 1.10"}]
+
+
+@row
+def memory(folder: Path) -> list[dict[str, Any]]:
+    """Growth of this process per further 100 samples, embedded model, 2 steps, from the 200th to the 1,200th sample."""
+    pipe, process, seen = emoji(), psutil.Process(), {}
+
+    def note(done: int, total: int) -> None:
+        gc.collect()
+        seen[done] = process.memory_info().rss / 1e6
+
+    recorded(pipe, PROMPTS * 120, 2, folder, batch_size=20, progress=note)
+    late = {done: size for done, size in seen.items() if done >= 200}
+    slope = np.polyfit(list(late), list(late.values()), 1)[0] * 100
+    return [
+        {"value": slope, "unit": "MB", "n": len(late), "bar": "at most 1", "note": f"at {max(late.values()):.0f} MB"}
+    ]
+
+
+@row
+def hooks_and_torch_save(folder: Path) -> list[dict[str, Any]]:
+    """Recording over hooks that keep the same statistic in lists and `torch.save` a file per sample, embedded model."""
+    pipe = emoji()
+    modules = dict(pipe.unet.named_modules())
+    sites = [modules[s.module] for s in probe.sites(pipe) if s.kind == "ffn" and s.component == "unet"]
+
+    def by_hand(out: Path) -> None:
+        kept: list[list[torch.Tensor]] = [[] for _ in sites]
+        hooks = [
+            module.register_forward_pre_hook(lambda _m, args, keep=keep: keep.append(args[0].abs().mean(1).cpu()))
+            for module, keep in zip(sites, kept, strict=True)
+        ]
+        bare(pipe, PROMPTS, STEPS, {})
+        for hook in hooks:
+            hook.remove()
+        stacked = [torch.stack(calls).unflatten(1, (2, len(PROMPTS))) for calls in kept]
+        for i in range(len(PROMPTS)):
+            torch.save([values[:, :, i] for values in stacked], out / f"{i}.pt")
+
+    taken = in_turn(lambda out: recorded(pipe, PROMPTS, STEPS, out), by_hand, 15, folder)
+    return [ratio(taken) | {"bar": "below 1"}]
+
+
+@row
+def nnsight_cache(folder: Path) -> list[dict[str, Any]]:
+    """Recording over nnsight's cache of the same inputs, `torch.save`d, embedded model from the same folder."""
+    from nnsight.modeling.diffusion import DiffusionModel
+
+    pipe = emoji()
+    model = DiffusionModel(str(HERE.parent / "data" / "emoji" / "pipeline"), dispatch=True, dtype=torch.float32)
+    model.pipeline.set_progress_bar_config(disable=True)
+    wanted = [f"model.unet.{s.module}" for s in probe.sites(pipe) if s.kind == "ffn" and s.component == "unet"]
+
+    def cached(out: Path) -> None:
+        generators = [torch.Generator().manual_seed(0) for _ in PROMPTS]
+        with model.generate(PROMPTS, num_inference_steps=STEPS, guidance_scale=7.5, generator=generators,
+                            output_type="latent") as tracer:  # fmt: skip
+            cache = tracer.cache(modules=wanted, include_inputs=True, include_output=False)
+        found = {path: [entry.input.abs().mean(1) for entry in cache._cache.entries[path]] for path in wanted}
+        assert all(len(calls) == STEPS for calls in found.values())
+        torch.save(found, out / "all.pt")
+
+    taken = in_turn(lambda out: recorded(pipe, PROMPTS, STEPS, out), cached, 15, folder)
+    return [ratio(taken) | {"bar": "below 1"}]
+
+
+def empty_store(path: Path, samples: int, steps: int, names: tuple[str, ...], batch: int) -> tuple[RunStore, Group]:
+    """A run's store at the embedded model's width, without a model."""
+    sites = [s for s in probe.sites(emoji()) if s.kind == "ffn" and s.component == "unet"]
+    extent = Extent(steps, tuple(s.width for s in sites))
+    unit = unit_size([extent], batch)
+    owner = np.repeat(np.arange(len(sites), dtype=np.int16), extent.widths)
+    coords = {"site": ("neuron", owner), "branch": ("branch", np.array(["uncond", "cond"], object))}
+    chunk = (sample_chunk(extent.row_bytes, unit), 1, steps, extent.neuron_chunk)
+    group = Group("unet", names, "float32", ("branch", "step", "neuron"), (2, steps, extent.neurons), chunk, coords)
+    table = pd.DataFrame({"order": range(len(sites)), "name": [s.name for s in sites], "kind": "ffn",
+                          "component": "unet", "module": [s.module for s in sites], "io": "input",
+                          "width": extent.widths, "group": "unet", "rows": 0,
+                          "offset": np.cumsum([0, *extent.widths[:-1]])})  # fmt: skip
+    prompts = probe.samples([f"prompt {i}" for i in range(samples)])
+    store = RunStore.create(
+        path,
+        identity={"samples": {"n": samples}, "reducers": list(names)},
+        info={},
+        id="bench",
+        unit=unit,
+        samples=prompts,
+        sites=table,
+        groups=[group],
+    )
+    return store, group
+
+
+@row
+def writing(folder: Path) -> list[dict[str, Any]]:
+    """Bytes a second into a store, with its defaults, over a flushed numpy memmap's: 160 samples, recorded numbers."""
+    names = ("unit_norm", "absmean")
+    ds = recorded(emoji(), PROMPTS * 2, 20, folder, reduce=names).open()
+    real = {name: np.tile(ds[name].values, (8, 1, 1, 1)) for name in names}  # 236 MB; a chunk has no sample twice
+    count, _, steps, _ = real["absmean"].shape
+
+    def into_store(out: Path, durable: bool = False) -> None:
+        store, _ = empty_store(out / "run", count, steps, names, 20)
+        with store.locked():
+            for unit in range(store.n_units):
+                rows = store.rows(unit)
+                store.write(unit, {"unet": {name: values[rows] for name, values in real.items()}}, durable=durable)
+
+    def into_memmap(out: Path, flush: bool = True) -> None:
+        for name, values in real.items():
+            file = np.memmap(out / name, np.float32, "w+", shape=values.shape)
+            file[:] = values
+            if flush:
+                file.flush()
+
+    default = in_turn(into_memmap, into_store, 15, folder / "default")
+    durable = in_turn(into_memmap, lambda out: into_store(out, durable=True), 15, folder / "durable")
+    memory = in_turn(lambda out: into_memmap(out, flush=False), into_store, 15, folder / "memory")
+    beside = {"with durable=True": ratio(durable), "memmap not flushed": ratio(memory)}
+    note = "; ".join([ratio(default)["note"], *(f"{name}: {found['value']:.2f}" for name, found in beside.items())])
+    return [ratio(default) | {"bar": "at least 0.5", "note": note}]
+
+
+@row
+def one_neuron(folder: Path) -> list[dict[str, Any]]:
+    """Milliseconds for one neuron over 1,000 samples x 50 steps and both branches, opened run, rechunked copy."""
+    samples, steps, rng = 1000, 50, np.random.default_rng(0)
+    store, group = empty_store(folder / "run", samples, steps, ("absmean",), 20)
+    with store.locked():
+        for unit in range(store.n_units):
+            rows = store.rows(unit)
+            numbers = rng.random((rows.stop - rows.start, *group.sizes), np.float32)
+            store.write(unit, {"unet": {"absmean": numbers}})
+    copy = probe.rechunk(folder / "run", out=folder / "copy", progress=False)
+    neurons = rng.choice(group.sizes[-1], 40, replace=False)
+    found = []
+    for path in (copy.path, folder / "run"):
+        ds, taken = probe.open_run(path), []
+        for neuron in neurons[: 40 if path == copy.path else 5]:
+            start = time.perf_counter()
+            values = ds["absmean"].isel(neuron=int(neuron)).values
+            taken.append(1000 * (time.perf_counter() - start))
+            assert values.shape == (samples, 2, steps)
+        low, high = np.quantile(taken, (0.05, 0.95))
+        found.append({"value": np.median(taken), "low": low, "high": high, "n": len(taken), "unit": "ms"})
+    found[0] |= {"bar": "at most 5", "note": f"{found[1]['value']:.0f} ms before rechunking; 5 % and 95 % quantiles"}
+    return found[:1]
+
+
+def machine() -> str:
+    """The machine in words."""
+    name = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                 if line.startswith("model name")), platform.processor())  # fmt: skip
+    return f"{psutil.cpu_count()} cores, {name}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+
+
+def keep(name: str, found: list[dict[str, Any]]) -> None:
+    """Replace a row of the CSV and remake the table of the README."""
+    made_on = {"date": f"{datetime.date.today()}", "machine": machine(),
+               "versions": ", ".join(f"{p} {version(p)}" for p in PACKAGES)}  # fmt: skip
+    rows = [{"row": name, "what": " ".join((ROWS[name].__doc__ or "").split()), **made_on} | one for one in found]
+    TABLE.parent.mkdir(exist_ok=True)
+    old = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    table = pd.concat([old[old["row"] != name], pd.DataFrame(rows)], ignore_index=True)[list(COLUMNS)]
+    table = table.sort_values("row", key=lambda names: names.map(list(ROWS).index), kind="stable")
+    table.round(4).to_csv(TABLE, index=False)
+    readme = HERE / "README.md"
+    head, _, rest = readme.read_text().partition(BEGIN)
+    lines = ["| what | measured | bar | n | seconds or note | date |", "| --- | --- | --- | --- | --- | --- |"]
+    for r in table.itertuples():
+        unit = "" if r.unit == "ratio" else f" {r.unit}"
+        interval = "" if np.isnan(r.low) else f" [{r.low:.3g}, {r.high:.3g}]"
+        lines.append(f"| {r.what} | {r.value:.3g}{interval}{unit} | {r.bar} | {r.n} | {r.note} | {r.date} |")
+    made = "\n".join([*lines, "", f"{table['machine'].iloc[-1]}; {table['versions'].iloc[-1]}.", ""])
+    readme.write_text(head + BEGIN + made + END + rest.partition(END)[2])
+
+
+def main() -> None:
+    """Measure the rows that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], default=[])
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False))
+    args = parser.parse_args()
+    if args.list:
+        return print(*(f"{name}: {' '.join((f.__doc__ or '').split())}" for name, f in ROWS.items()), sep="\n")
+    torch.set_num_threads(args.threads)
+    for name in args.rows or ROWS:
+        with tempfile.TemporaryDirectory() as folder:
+            found = ROWS[name](Path(folder))
+        keep(name, found)
+        print(name, *(f"{one['value']:.4f}" for one in found), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
