@@ -152,7 +152,7 @@ def evaluate(
         unseen = {name: of.to_measure() for name, of in images.items()}
         if rejudge:
             refuse_drawing(missing)
-        total = sum(map(len, [*missing.values(), *unseen.values()]))
+        total = sum(len(part) for part in missing.values()) + sum(len(part) for part in unseen.values())
         with progress_bar(progress, total, "images", unit="img") as advance:
             for name, of in images.items():
                 of.measure(unseen[name], advance)
