@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--concept", default=CONCEPT)
     parser.add_argument("--out", type=Path, default=Path("runs/claims/concept_prune_sweep"))
+    parser.add_argument("--rejudge", action="store_true", help="judge the images in --out again, draw nothing")
     args = parser.parse_args()
     pipe, world = probe.load("emoji"), probe.concepts("emoji")
     concept = world[args.concept]
@@ -64,7 +65,7 @@ def main() -> None:
                 }  # fmt: skip
     table = probe.evaluate(pipe, edits, [concept], world=world, splits=tuple(IMAGES), n_prompts=IMAGES,
                            prompts_from="tune", seed_sets=(1,), metrics=("rate", "broken"), batch_size=20,
-                           out=args.out / "result")  # fmt: skip
+                           out=args.out / "result", rejudge=args.rejudge)  # fmt: skip
     table = table[table["split"].isin(IMAGES)].join(pd.DataFrame(settings).T, on="edit")
     table.round(4).to_csv(HERE / "concept_prune_sweep.csv", index=False)
     draw(table, concept.name)
