@@ -153,11 +153,23 @@ Mean cosine of the first EoT with the later ones: {cosine:.3f}.
 
 Agreement of `emoji_cnn`, which decides in every table, and `emoji_nearest` on the top object of all these pictures: {rate(agree)}.
 
+{false_alarms()}
+
 Pictures named by eye, without seeing prompt or judge, "none" where nothing can be named
 (`data/build/results/eye_labels.csv`; two thirds as the model draws, one third by pruned ones):
 
 {table(by_eye(), ("pictures", "emoji_cnn right", "emoji_nearest right", "judges agree"))}
 """)  # noqa: E501 - lines as they stand in the card
+
+
+def false_alarms() -> str:
+    """How often `emoji_cnn` saw another concept than the prompt's, and how often the eye saw it too."""
+    fires = pd.read_csv(RESULTS / "fires.csv", keep_default_na=False)
+    odd = "draw one clean sticker of"
+    said, shown, oddly = len(fires), (fires["eye"].astype(str) == "1").sum(), fires["prompt"].str.startswith(odd).sum()
+    return f"""`emoji_cnn` saw another concept than the prompt's, above its threshold, in {said} pictures of objects, characters
+and professions; by eye {shown} of them do show what it says (`data/build/results/fires.csv`). {oddly} come from one held-out
+template, "{odd} ... please", under which the model is prone to draw a headstone."""
 
 
 def by_eye() -> list[tuple[str, str, str, str]]:
