@@ -167,9 +167,10 @@ def false_alarms() -> str:
     fires = pd.read_csv(RESULTS / "fires.csv", keep_default_na=False)
     odd = "draw one clean sticker of"
     said, shown, oddly = len(fires), (fires["eye"].astype(str) == "1").sum(), fires["prompt"].str.startswith(odd).sum()
-    return f"""`emoji_cnn` saw another concept than the prompt's, above its threshold, in {said} pictures of objects, characters
-and professions; by eye {shown} of them do show what it says (`data/build/results/fires.csv`). {oddly} come from one held-out
-template, "{odd} ... please", under which the model is prone to draw a headstone."""
+    return f"""`emoji_cnn` saw another concept than the prompt's, above its threshold, in {said} pictures of objects,
+characters and professions; by eye {shown} of them do show what it says (`data/build/results/fires.csv`).
+{oddly} come from one held-out template, "{odd} ... please", under which the model is prone to draw
+a headstone."""
 
 
 def by_eye() -> list[tuple[str, str, str, str]]:
