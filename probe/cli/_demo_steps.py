@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: The concept that the demo erases and the settings for it, found on tuning prompts (docs/decisions.md).
 CONCEPT = "castle"
-SETTINGS: dict[str, Any] = {"references": "paper", "skill_ratio": 0.3, "window": (999, 501), "branches": "cond"}
+SETTINGS: dict[str, Any] = {"references": "paper", "skill_ratio": 0.3, "window": (490, 1), "branches": "cond"}
 
 #: What each split of the table is called there, in order.
 SPLITS = {"explicit": "target", "neighbours": "neighbours", "preserve_test": "others"}
@@ -150,7 +150,7 @@ def _tradeoff(demo: Demo, concept: Any, sweep: Path | None, ax: Any) -> None:
         swept = pd.read_csv(sweep, keep_default_na=False, na_values=[""])
         swept = swept[swept["concept"] == concept.name]
         table = pd.concat([swept, own], ignore_index=True) if len(swept) else own
-    table = table[table["split"].isin(["explicit", "preserve_test"])]
+    table = table[table["split"].isin(["explicit", "preserve_test"])].drop(columns="seed_set")  # the sweep has its own
     probe.plot_tradeoff(
         table,
         concept=concept.name,
