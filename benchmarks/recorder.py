@@ -38,6 +38,7 @@ TABLE = HERE / "results" / "recorder.csv"
 BEGIN, END = "<!-- recorder -->\n", "<!-- /recorder -->\n"
 COLUMNS = ("row", "what", "value", "low", "high", "bar", "unit", "n", "note", "date", "machine", "versions")
 PACKAGES = ("torch", "diffusers", "zarr", "xarray", "numpy")
+STEPS = 30
 PROMPTS = [f"a {thing}" for thing in ("church", "castle", "dog", "bus", "rose", "key", "owl", "chair", "drum", "apple")]
 
 ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {}
@@ -117,9 +118,11 @@ def sd15_overhead(folder: Path) -> list[dict[str, Any]]:
 
 @row
 def embedded_overhead(folder: Path) -> list[dict[str, Any]]:
-    """Generation while recording over bare generation, embedded model, 10 samples a batch, 10 steps, guided."""
+    """Generation while recording over bare generation, embedded model, 10 samples in a batch, 30 steps."""
     pipe = emoji()
-    taken = in_turn(lambda out: recorded(pipe, PROMPTS, 10, out), lambda out: bare(pipe, PROMPTS, 10, {}), 21, folder)
+    taken = in_turn(
+        lambda out: recorded(pipe, PROMPTS, STEPS, out), lambda out: bare(pipe, PROMPTS, STEPS, {}), 15, folder
+    )
     return [ratio(taken) | {"bar": "at most 1.10"}]
 
 
@@ -153,14 +156,14 @@ def hooks_and_torch_save(folder: Path) -> list[dict[str, Any]]:
             module.register_forward_pre_hook(lambda _m, args, keep=keep: keep.append(args[0].abs().mean(1).cpu()))
             for module, keep in zip(sites, kept, strict=True)
         ]
-        bare(pipe, PROMPTS, 10, {})
+        bare(pipe, PROMPTS, STEPS, {})
         for hook in hooks:
             hook.remove()
         stacked = [torch.stack(calls).unflatten(1, (2, len(PROMPTS))) for calls in kept]
         for i in range(len(PROMPTS)):
             torch.save([values[:, :, i] for values in stacked], out / f"{i}.pt")
 
-    taken = in_turn(lambda out: recorded(pipe, PROMPTS, 10, out), by_hand, 21, folder)
+    taken = in_turn(lambda out: recorded(pipe, PROMPTS, STEPS, out), by_hand, 15, folder)
     return [ratio(taken) | {"bar": "below 1"}]
 
 
@@ -176,14 +179,14 @@ def nnsight_cache(folder: Path) -> list[dict[str, Any]]:
 
     def cached(out: Path) -> None:
         generators = [torch.Generator().manual_seed(0) for _ in PROMPTS]
-        with model.generate(PROMPTS, num_inference_steps=10, guidance_scale=7.5, generator=generators,
+        with model.generate(PROMPTS, num_inference_steps=STEPS, guidance_scale=7.5, generator=generators,
                             output_type="latent") as tracer:  # fmt: skip
             cache = tracer.cache(modules=wanted, include_inputs=True, include_output=False)
         found = {path: [entry.input.abs().mean(1) for entry in cache._cache.entries[path]] for path in wanted}
-        assert all(len(calls) == 10 for calls in found.values())
+        assert all(len(calls) == STEPS for calls in found.values())
         torch.save(found, out / "all.pt")
 
-    taken = in_turn(lambda out: recorded(pipe, PROMPTS, 10, out), cached, 21, folder)
+    taken = in_turn(lambda out: recorded(pipe, PROMPTS, STEPS, out), cached, 15, folder)
     return [ratio(taken) | {"bar": "below 1"}]
 
 

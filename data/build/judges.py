@@ -1,8 +1,9 @@
 """The two judges, trained on renders; `data.build.measure` sets their thresholds on generated pictures.
 
 python -m data.build.judges none     # needs a UNet, part-trained is enough: outputs cut off early, damaged weights
-python -m data.build.judges cnn      # needs the VAE and `none`
-python -m data.build.judges nearest  # needs judge_clip and the VAE
+python -m data.build.judges redrawn  # needs the UNet: renders that the generator has gone over, labels kept
+python -m data.build.judges cnn      # needs the VAE, `none` and `redrawn`
+python -m data.build.judges nearest  # needs judge_clip and `redrawn`
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from data.build.grammar import BACKGROUNDS
 from data.build.pictures import draw
 from data.build.training import Trainer, ema_weights
 from data.build.words import PROFESSIONS, STYLES
-from probe.detect._emoji import JudgeCNN, families, to_pixels
+from probe.detect._emoji import JudgeCNN, clip_features, families, to_pixels
 
 FOLDER = Path("data/emoji/judges")
-WIDTHS, BATCH, ITERATIONS = (32, 64, 128, 160), 96, 2400
+WIDTHS, BATCH, ITERATIONS = (32, 64, 128, 160), 96, 3000
 NONE_FILE = RUNS / "none_images.safetensors"
+REDRAWN_FILE = RUNS / "redrawn_images.safetensors"
+REDRAWN = 620 * 6
 FALSE_POSITIVES = 0.005
-CALLED_NONE = 0.02  # share of softened renders that the nearest judge may call none
+CALLED_NONE = 0.005  # share of redrawn renders that the nearest judge may call none
 log = logging.getLogger(__name__)
 
 
@@ -52,13 +55,17 @@ def columns_of(label: str, style: str) -> tuple[int, int, int]:
     return things().index(thing), list(STYLES).index(style), g
 
 
+def drawn_pairs(n: int) -> list[tuple[str, str]]:
+    """(drawing, style) of ``n`` renders in a row, every pair equally often."""
+    pairs = [(a, s) for a in all_labels() for s in STYLES]
+    return [pairs[i % len(pairs)] for i in range(n)]
+
+
 def render_pool(n: int, seed: int) -> tuple[np.ndarray, torch.Tensor]:
     """Pictures (n, 64, 64, 3) of single drawings and their columns (n, 3), every (label, style) equally often."""
     rng = np.random.default_rng(seed)
-    pairs = [(a, s) for a in all_labels() for s in STYLES]
     images, targets = [], []
-    for i in range(n):
-        label, style = pairs[i % len(pairs)]
+    for label, style in drawn_pairs(n):
         background = "white" if rng.random() < 0.6 else str(rng.choice(list(BACKGROUNDS)))
         images.append(draw(Example("", "name", frozenset(), None, label, None, style, background), rng))
         targets.append(columns_of(label, style))
@@ -76,7 +83,7 @@ def round_trip(images: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
     """float (n, 3, y, x) in -1..1 -> uint8 (n, y, x, 3)."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def spoil(x: torch.Tensor) -> torch.Tensor:
@@ -101,7 +108,9 @@ def train_cnn() -> None:
     images, targets = render_pool(620 * 20, 7)
     vae = AutoencoderKL.from_pretrained(RUNS / "vae").eval()
     soft = round_trip(images[: 620 * 10], vae)
-    images, targets = np.concatenate([images, soft]), torch.cat([targets, targets[: len(soft)]])
+    redrawn = load_file(REDRAWN_FILE)
+    images = np.concatenate([images, soft, redrawn["images"].numpy()])
+    targets = torch.cat([targets, targets[: len(soft)], redrawn["targets"]])
     generated = load_file(NONE_FILE)["images"].numpy()
     none = len(things())
 
@@ -132,31 +141,41 @@ def train_cnn() -> None:
     save("emoji_cnn", {k: v.half() for k, v in net.state_dict().items()}, widths=WIDTHS)
 
 
+def whitening(features: torch.Tensor, group: torch.Tensor, shrink: float = 0.01) -> torch.Tensor:
+    """Map (d, d) under which features (n, d) of one group scatter equally in every direction.
+
+    The Cholesky factor of the inverse scatter within groups, as in linear discriminant analysis, shrunk towards the
+    identity: what varies among pictures of one drawing (place, size, background, blur) counts little.
+    """
+    means = torch.stack([features[group == i].mean(0) for i in range(int(group.max()) + 1)])
+    spread = features - means[group]
+    scatter = spread.T @ spread / len(spread)
+    scatter += shrink * scatter.diagonal().mean() * torch.eye(len(scatter))
+    return torch.linalg.cholesky(torch.linalg.inv(scatter))
+
+
 def make_nearest() -> None:
-    """Features of clean and round-trip renders in the second contrastive model."""
+    """Whitened features of clean, softened and redrawn renders in the second contrastive model; a mean per drawing."""
     from transformers import CLIPModel
 
     model = CLIPModel.from_pretrained(RUNS / "judge_clip").eval()
 
-    @torch.no_grad()
     def embed(images: np.ndarray) -> torch.Tensor:
-        towers = (model.vision_model(pixel_values=to_pixels(images[i : i + 256])) for i in range(0, len(images), 256))
-        return torch.cat([model.visual_projection(tower.pooler_output) for tower in towers])
+        return torch.cat([clip_features(model, to_pixels(images[i : i + 256])) for i in range(0, len(images), 256)])
 
-    vae = AutoencoderKL.from_pretrained(RUNS / "vae").eval()
-    images, targets = render_pool(620 * 4, 9)
-    images, targets = np.concatenate([images, round_trip(images, vae)]), torch.cat([targets, targets])
-    features = F.normalize(embed(images), dim=-1)
-    # means per drawing: 620 centres
-    centres = torch.stack([features[(targets == t).all(1)].mean(0) for t in targets.unique(dim=0)])
-    family_sizes = families(labels())
-    offsets = torch.tensor([0, family_sizes["object"], family_sizes["object"] + family_sizes["style"]])
-    unique = targets.unique(dim=0)
-    columns = torch.where(unique >= 0, unique + offsets, -1)
+    images, targets = render_pool(620 * 6, 9)
     torch.manual_seed(10)
-    soft = F.normalize(embed(to_uint8(worsen(to_pixels(images), 0.6))), dim=-1)
-    best = (soft @ F.normalize(centres, dim=-1).T).amax(1)
-    save("emoji_nearest", {"features": centres.half(), "columns": columns.to(torch.int32)},
+    soft, redrawn = to_uint8(worsen(to_pixels(images), 0.8)), load_file(REDRAWN_FILE)
+    features = embed(np.concatenate([images, soft, redrawn["images"].numpy()]))
+    drawings, group = torch.cat([targets, targets, redrawn["targets"]]).unique(dim=0, return_inverse=True)
+    mean, whiten = features.mean(0), whitening(features, group)
+    features = (features - mean) @ whiten
+    centres = F.normalize(torch.stack([features[group == i].mean(0) for i in range(len(drawings))]), dim=-1)
+    sizes = families(labels())
+    offsets = torch.tensor([0, sizes["object"], sizes["object"] + sizes["style"]])
+    best = (F.normalize(features[-len(redrawn["images"]) :], dim=-1) @ centres.T).amax(1)
+    save("emoji_nearest", {"features": centres.half(), "mean": mean.half(), "whiten": whiten.half(),
+                           "columns": torch.where(drawings >= 0, drawings + offsets, -1).to(torch.int32)},
          temperature=0.02, none_similarity=round(float(best.quantile(CALLED_NONE)), 4))  # fmt: skip
 
 
@@ -209,14 +228,50 @@ def make_none(n: int = 960) -> None:
     save_file({"images": torch.from_numpy(np.concatenate(out))}, NONE_FILE)
 
 
+@torch.no_grad()
+def make_redrawn(n: int = REDRAWN, batch: int = 62) -> None:
+    """Renders that the generator has gone over: noised to 20 to 50 % of the schedule and denoised under their name and
+    style, in half of the batches with up to half of every feed-forward layer's columns zeroed.
+
+    They look as the generator draws, whole or pruned, and still show what the render shows; nobody's guess is a label.
+    """
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    from data.build.unet import make_unet, pipeline
+
+    images, targets = render_pool(n, 12)
+    texts = [f"{label} in {style} style" for label, style in drawn_pairs(n)]
+    unet = make_unet().eval()
+    original, _ = ema_weights(RUNS / "unet.state.safetensors")
+    pipe = StableDiffusionImg2ImgPipeline(**pipeline(unet).components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    rng, out = np.random.default_rng(12), []
+    order = rng.permutation(n)
+    generator = torch.Generator().manual_seed(12)
+    for start in range(0, n, batch):
+        unet.load_state_dict(original)
+        if start // batch % 2:
+            share = rng.uniform(0.0, 0.5)
+            for name, weight in unet.named_parameters():
+                if name.endswith("ff.net.2.weight"):
+                    weight[:, torch.rand(weight.shape[1], generator=generator) < share] = 0
+        part = order[start : start + batch]
+        redrawn = pipe(prompt=[texts[i] for i in part], image=(to_pixels(images[part]) + 1) / 2, guidance_scale=1.0,
+                       num_inference_steps=20, strength=float(rng.uniform(0.2, 0.5)), generator=generator,
+                       output_type="pt").images  # fmt: skip
+        out.append(to_uint8(redrawn * 2 - 1))
+        log.info("redrawn %d/%d", start + len(part), n)
+    save_file({"images": torch.from_numpy(np.concatenate(out)), "targets": targets[order].contiguous()}, REDRAWN_FILE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("cnn", "nearest", "none"))
+    parser.add_argument("what", choices=("cnn", "nearest", "none", "redrawn"))
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    {"cnn": train_cnn, "nearest": make_nearest, "none": make_none}[args.what]()
+    {"cnn": train_cnn, "nearest": make_nearest, "none": make_none, "redrawn": make_redrawn}[args.what]()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 
     python -m data.build.make [--until STAGE] [--threads 2]
 
-Stages: clip, judge_clip, vae, unet, none (the generator's failures, for the judges), cnn, nearest, assemble, measure.
+Stages: clip, judge_clip, vae, unet, none (the generator's failures, for the judges), redrawn
+(renders it has gone over), cnn, nearest, assemble, measure.
 State lies under ``runs/model`` (ignored by git); delete it to start from nothing.
 """
 
@@ -26,6 +27,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "unet": ("data.build.unet",),
     "judge_clip": ("data.build.clip", "judge_clip"),
     "none": ("data.build.judges", "none"),
+    "redrawn": ("data.build.judges", "redrawn"),
     "cnn": ("data.build.judges", "cnn"),
     "nearest": ("data.build.judges", "nearest"),
     "assemble": ("data.build.assemble",),

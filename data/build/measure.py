@@ -1,10 +1,12 @@
 """Measure the embedded model on prompts that training never used, set judge thresholds, choose the lists, write the
 card.
 
-    python -m data.build.measure draw        # generate and score; resumable, one CSV row per picture
+    python -m data.build.measure draw        # generate; resumable, `--share 1/2` and `2/2` run beside each other
+    python -m data.build.measure score       # both judges look: one CSV row per picture
     python -m data.build.measure thresholds  # false-positive rate at most 0.5 % on generated pictures of other prompts
     python -m data.build.measure lists       # benchmark list, chosen on one seed set, reported on the other
-    python -m data.build.measure             # all three
+    python -m data.build.measure fires       # the deciding judge's false alarms, to be looked at
+    python -m data.build.measure             # all four and the card
     python -m data.build.measure check       # 200 pictures of a UNet that still trains
 
 Rows go to ``data/build/results/images.csv``: set, concept, kind, split, prompt, seed, and per judge the top label of
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.numpy import load_file, save_file
 
 import probe
 from data.build.concepts import FOLDER, lists
@@ -32,6 +35,8 @@ from data.build.words import CHARACTERS, GROUPS, NEVER_DRAWN, PROFESSIONS, STYLE
 from probe.world import World
 
 RESULTS = Path("data/build/results")
+PICTURES = RUNS / "measured"
+BATCH = 60
 STEPS, GUIDANCE = 30, 7.5
 PER_CONCEPT = {"choose": 20, "report": 20}
 FIRST_SEED = {"choose": 10_000, "report": 20_000}
@@ -100,21 +105,35 @@ def check(world: World, n: int = 200) -> None:
     print(row)
 
 
-def draw(world: World, table: pd.DataFrame, batch: int = 60) -> pd.DataFrame:
-    """Generate and score what is not yet in the CSV."""
-    path = RESULTS / "images.csv"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    done = pd.read_csv(path, keep_default_na=False) if path.exists() else table.iloc[:0]
+def draw(table: pd.DataFrame, share: tuple[int, int] = (1, 1)) -> None:
+    """Generate every ``share[1]``-th batch from the ``share[0]``-th on: a file of uint8 (s, y, x, rgb) each."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
     pipe = probe.load("emoji")
+    for start in range(BATCH * (share[0] - 1), len(table), BATCH * share[1]):
+        path = pictures(start)
+        if path.exists():
+            continue
+        samples = probe.samples(table.iloc[start : start + BATCH][["prompt", "seed"]])
+        images = probe.generate(pipe, samples, steps=STEPS, guidance=GUIDANCE, batch_size=BATCH, progress=False)
+        save_file({"images": np.ascontiguousarray(images)}, path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+        print(f"{start + len(images)}/{len(table)}", flush=True)
+
+
+def pictures(start: int) -> Path:
+    """The file of the batch that begins at sample ``start``."""
+    return PICTURES / f"{start:05d}.safetensors"
+
+
+def score(table: pd.DataFrame) -> None:
+    """What both judges say of every picture, as `images.csv`."""
     judges = [probe.detector("emoji_cnn"), probe.detector("emoji_nearest")]
-    for start in range(len(done), len(table), batch):
-        part = table.iloc[start : start + batch].copy()
-        samples = probe.samples(part[["prompt", "seed"]])
-        images = probe.generate(pipe, samples, steps=STEPS, guidance=GUIDANCE, batch_size=batch, progress=False)
-        part = scored(part, images, judges)
-        part.round(4).to_csv(path, mode="a", header=not path.exists(), index=False)
-        print(f"{start + len(part)}/{len(table)}", flush=True)
-    return pd.read_csv(path, keep_default_na=False)
+    parts = [
+        scored(table.iloc[start : start + BATCH], load_file(pictures(start))["images"], judges)
+        for start in range(0, len(table), BATCH)
+    ]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    pd.concat(parts).round(4).to_csv(RESULTS / "images.csv", index=False)
 
 
 def thresholds(table: pd.DataFrame) -> None:
@@ -154,6 +173,29 @@ def judged(table: pd.DataFrame, judge: str = "emoji_cnn") -> pd.DataFrame:
     return out
 
 
+def false_alarms(table: pd.DataFrame) -> None:
+    """Sheets (``runs/model/fires_*.png``) and a CSV of the pictures on which `emoji_cnn` sees another concept.
+
+    Whether the picture does show what the judge says is for the eye: column ``eye`` of ``results/fires.csv``, 1 or 0.
+    """
+    from data.build.eyes import sheet
+
+    seen = judged(
+        table[table["kind"].isin(["object", "character", "profession"]) & ~table["concept"].isin(NEVER_DRAWN)]
+    )
+    data = json.loads((JUDGES / "emoji_cnn.json").read_text())
+    cut = dict(zip(data["labels"], data["thresholds"], strict=True))
+    said = seen["emoji_cnn/object"]
+    passed = seen["emoji_cnn/object_score"].astype(float) >= [cut[f"object/{word}"] for word in said]
+    fired = seen[passed & (said != "none") & (said != seen["concept"])]
+    images = [load_file(pictures(i // BATCH * BATCH))["images"][i % BATCH] for i in fired.index]
+    for start in range(0, len(images), 50):
+        sheet(np.stack(images[start : start + 50]), start).save(RUNS / f"fires_{start:03d}.png")
+    columns = {"prompt": "prompt", "concept": "concept", "emoji_cnn/object": "said", "emoji_cnn/object_score": "score"}
+    fired[list(columns)].rename(columns=columns).assign(eye="").to_csv(RESULTS / "fires.csv", index=False)
+    print(f"{len(fired)} of {len(seen)}")
+
+
 def choose_lists(world: World, table: pd.DataFrame) -> dict[str, list[str]]:
     """Entries at 0.90 on the choosing set and at least 0.80 on the reporting one, best first."""
     rates = judged(table[table["split"] == "explicit"]).groupby(["set", "concept"])["shown"].mean().unstack(0)
@@ -171,7 +213,8 @@ def choose_lists(world: World, table: pd.DataFrame) -> dict[str, list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("what", nargs="?", choices=("draw", "thresholds", "lists", "check"))
+    parser.add_argument("what", nargs="?", choices=("draw", "score", "thresholds", "lists", "check", "fires"))
+    parser.add_argument("--share", default="1/1", help="of the drawing, as 1/2")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -179,13 +222,20 @@ def main() -> None:
     if args.what == "check":
         return check(world)
     if args.what in (None, "draw"):
-        draw(world, plan(world))
+        nth, of = map(int, args.share.split("/"))
+        draw(plan(world), (nth, of))
+        if args.what:
+            return None
+    if args.what in (None, "score"):
+        score(plan(world))
     table = pd.read_csv(RESULTS / "images.csv", keep_default_na=False)
     if args.what in (None, "thresholds"):
         thresholds(table)
     if args.what in (None, "lists"):
         chosen = choose_lists(world, table)
         print({k: len(v) for k, v in chosen.items()})
+    if args.what == "fires":
+        false_alarms(table)
     if args.what is None:
         from data.build.card import write_card
 

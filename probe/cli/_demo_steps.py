@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: The concept that the demo erases and the settings for it, found on tuning prompts (docs/decisions.md).
 CONCEPT = "castle"
-SETTINGS: dict[str, Any] = {"references": "paper", "skill_ratio": 0.3, "window": (999, 501), "branches": "cond"}
+SETTINGS: dict[str, Any] = {"references": "paper", "skill_ratio": 0.3, "window": (490, 1), "branches": "cond"}
 
 #: What each split of the table is called there, in order.
 SPLITS = {"explicit": "target", "neighbours": "neighbours", "preserve_test": "others"}
@@ -139,23 +139,23 @@ def draw_figures(demo: Demo, concept: Any, out: Path, sweep: Path | None, progre
 
 
 def _tradeoff(demo: Demo, concept: Any, sweep: Path | None, ax: Any) -> None:
-    """The demo's own points on the committed sweep, where there is one for this concept."""
+    """The demo's own points on the committed sweep of its branches, where there is one for this concept."""
     import pandas as pd
 
     import probe
 
-    own = demo.table.assign(skill_ratio="", setting="demo")
+    own = demo.table.assign(skill_ratio="", curve="demo")
     table = own
     if sweep is not None and sweep.is_file():
         swept = pd.read_csv(sweep, keep_default_na=False, na_values=[""])
-        swept = swept[swept["concept"] == concept.name]
+        swept = swept[(swept["concept"] == concept.name) & (swept["branches"] == SETTINGS["branches"])]
         table = pd.concat([swept, own], ignore_index=True) if len(swept) else own
-    table = table[table["split"].isin(["explicit", "preserve_test"])]
+    table = table[table["split"].isin(["explicit", "preserve_test"])].drop(columns="seed_set")  # the sweep has its own
     probe.plot_tradeoff(
         table,
         concept=concept.name,
         label="skill_ratio",
-        group="setting",
+        group="curve",
         highlight=list(demo.densities),
         bars=(0.10, 0.10),
         title=f"ConceptPrune on {concept.name!r}",

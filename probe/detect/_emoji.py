@@ -1,7 +1,8 @@
 """The two judges of the embedded world.
 
-``emoji_cnn``: a small residual network with one softmax per label family. ``emoji_nearest``: nearest render in the
-image features of a second contrastive model that never conditions the generator.
+``emoji_cnn``: a small residual network with one softmax per label family. ``emoji_nearest``: nearest mean render in the
+image features of a second contrastive model that never conditions the generator, whitened by how much pictures of one
+drawing differ there.
 """
 
 from __future__ import annotations
@@ -97,6 +98,13 @@ def _cnn() -> Detector:
     return Detector("emoji_cnn", labels, np.asarray(settings["thresholds"]), score, sha=sha)
 
 
+@torch.no_grad()
+def clip_features(model: Any, pixels: Tensor) -> Tensor:
+    """What `emoji_nearest` compares: the pooled token and the mean over patches, (n, 2 d), of (n, 3, 64, 64) pixels."""
+    tower = model.vision_model(pixel_values=pixels)
+    return torch.cat([tower.pooler_output, tower.last_hidden_state[:, 1:].mean(1)], dim=-1)
+
+
 def _nearest() -> Detector:
     from probe import compat
 
@@ -113,7 +121,7 @@ def _nearest() -> Detector:
 
     @torch.no_grad()
     def score(images: np.ndarray) -> np.ndarray:
-        feature = model.visual_projection(model.vision_model(pixel_values=to_pixels(images)).pooler_output)
+        feature = (clip_features(model, to_pixels(images)) - tensors["mean"].float()) @ tensors["whiten"].float()
         similarity = F.normalize(feature, dim=-1) @ renders.T / settings["temperature"]
         none = torch.full((len(images), 1), settings["none_similarity"] / settings["temperature"])
         share = torch.cat([similarity, none], 1).softmax(-1)

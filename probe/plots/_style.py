@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008): told apart under every common colour blindness. Their yellow is left out: it vanishes on paper.
 OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#6E6E6E"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # not as many as colours: they pair up late
 SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"
 SMALL = 8  # points; ticks and annotations
 MISSING = "#D9D9D9"

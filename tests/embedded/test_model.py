@@ -44,13 +44,7 @@ def test_the_demo_keeps_its_bounds_on_a_small_sample(pipe, world: probe.World, t
     assert set(summary(demo.table, demo.densities)["edit"]) == {"published rule", "random mask"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "emoji_cnn",
-        pytest.param("emoji_nearest", marks=pytest.mark.xfail(reason="its features are too weak yet", strict=True)),
-    ],
-)
+@pytest.mark.parametrize("name", ["emoji_cnn", "emoji_nearest"])
 def test_a_judge_names_clean_renders(name: str) -> None:
     from data.build.judges import labels, render_pool
 
