@@ -66,10 +66,11 @@ def score(
         raise unknown_name("score", method, _SCORES)
     function = _SCORES[method]
     parameters = inspect.signature(function).parameters
+    fixes = {"pipe": "pipe=probe.load(...)", "concept": "concept=world['church'], or --concept church"}
     for name, value in (("pipe", pipe), ("concept", concept)):
         if name in parameters:
             if value is None and parameters[name].default is inspect.Parameter.empty:
-                raise BadInput(f"the score {method} needs {name}=")
+                raise BadInput(f"the score {method} needs {name}=", fix=fixes[name])
             options[name] = value
     return function(target, reference, **options)
 

@@ -32,7 +32,7 @@ _CALIBRATED_ON = 64  # samples, of seeds that no table of `PlantedModel.samples`
 _GATE = 3.0  # of a planted neuron, open
 _LEVEL, _SPREAD = 0.2, 0.04  # of a planted neuron over samples without the concept: mean and sd
 _SIGNAL = 0.3  # what the concept adds to the stream
-_WRITTEN = 2.0  # what all causal neurons together then write into the stream
+_WRITTEN = 6.0  # what all causal neurons together then write into the stream
 _APART = 8.0  # log-odds between the mean picture with the concept and without
 
 
