@@ -195,7 +195,7 @@ def test_other_scores(
 
 
 def test_scores_that_run_the_model(
-    findings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    findings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, judge: str
 ) -> None:
     model = ["--model", findings / "model"]
     words = ["probe", "score", findings / "many", findings / "plain", *model, "--method", "gradient"]
@@ -204,10 +204,8 @@ def test_scores_that_run_the_model(
     assert probe.NeuronMap.load(tmp_path / "gradient").id == found["id"]
     assert call(capsys, *words, "--objective", "detector", "-o", tmp_path / "x")[0] == 2
 
-    monkeypatch.setattr(probe.detect._detector, "_MAKERS", dict(probe.detect._detector._MAKERS))
-    probe.detect.register_detector("colours", Colours)
     (site, *_) = (site.name for site in probe.NeuronMap.load(tmp_path / "gradient").sites)
-    words = [*words[:-1], "causal", "--concept", "object/church", "--detector", "colours", "--n-samples", "5"]
+    words = [*words[:-1], "causal", "--concept", "object/church", "--detector", judge, "--n-samples", "5"]
     words += ["--candidates", f"{{{site}: [3, 5]}}", "--log", tmp_path / "log.jsonl"]
     assert document(capsys, *words, "--dry-run", "-o", tmp_path / "causal")["arguments"]["concept"] == "object/church"
     found = document(capsys, *words, "-o", tmp_path / "causal")

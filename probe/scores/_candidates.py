@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from probe import _axis
+from probe import _axis, provenance
 from probe._choosing import over_windows
 from probe._neuron_map import NeuronMap
 from probe._sites import Site, sites
@@ -60,6 +60,10 @@ def chosen(
     if not isinstance(listed, Sequence) or not all(isinstance(one, str | Path | NeuronMap) for one in listed):
         raise BadInput("candidates are neurons", given=repr(given), expected=_EXPECTED)
     maps = [one if isinstance(one, NeuronMap) else NeuronMap.load(one) for one in listed]
+    edited = bool(provenance.lineage(pipe))  # the weights are then others by design
+    for nm in maps:
+        model = nm.provenance["identity"]["model"]
+        provenance.fingerprint(pipe).check({**model, "weights": {}} if edited else model, "the neuron map")
     return _taking_turns({nm.id: nm for nm in maps}, from_each, most, {})
 
 

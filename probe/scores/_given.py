@@ -146,7 +146,7 @@ def prompts_of(source: Any) -> pd.DataFrame:
     """The sample table of a run, trajectory, dataset, or list or table of prompts."""
     source = _opened(source)
     if isinstance(source, Run | Trajectory):
-        return source.samples
+        return source.samples[[name for name in COLUMNS if name in source.samples]]
     if isinstance(source, xr.Dataset):
         return table_of(source)
     if not isinstance(source, pd.DataFrame | Mapping | list | tuple):

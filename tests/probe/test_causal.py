@@ -264,3 +264,6 @@ def test_bad_units_runs_and_models(world, options):
         score(world.target, world.bare, **options)
     with pytest.raises(WrongModel, match="the run was made on another model"):
         score(world.target, world.reference, **{**options, "pipe": tiny_pipeline(seed=1)})
+    nm = score(world.target, world.reference, method="wanda").select(top=2)
+    with pytest.raises(WrongModel, match="the neuron map was made on another model"):
+        score(PROMPTS, **{**options, "pipe": tiny_pipeline(seed=1), "candidates": nm, "mode": "zero"})
