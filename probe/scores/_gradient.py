@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 
 from probe import _axis
 from probe._neuron_map import NeuronMap
@@ -117,7 +116,7 @@ def gradient(
     low, high = np.full((2, len(score)), np.nan)
     highest = np.sort(np.argsort(-score, kind="stable")[:intervals])
     if len(highest):
-        low[highest], high[highest] = mean_limits(sums[:, highest], counts, resamples, level, seed)
+        low[highest], high[highest] = ranks.mean_limits(sums[:, highest], counts, resamples, level, seed)
     options = {
         "objective": objective,
         "window": list(window),
@@ -142,20 +141,6 @@ def gradient(
         evidence={"ci_low": low[None], "ci_high": high[None]},
         report={"samples": total, "failed": len(found.table) - total, "calls": len(at), "intervals": len(highest)},
     )
-
-
-def mean_limits(
-    sums: Float32[np.ndarray, "c n"], counts: np.ndarray, resamples: int, level: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile limits (n,) of the mean over samples, whole prompts c drawn with replacement.
-
-    ``sums`` are those of each prompt's samples, ``counts`` (c,) their numbers.
-    """
-    weights = ranks.cluster_weights(np.arange(len(sums)), resamples, np.random.default_rng(seed)).T  # (r c)
-    numbers = (weights @ counts.astype(np.float32))[:, None]
-    means = np.divide(weights @ sums, numbers, out=np.full((resamples, sums.shape[1]), np.nan), where=numbers > 0)
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
 
 
 def fan_out(pipe: Any, sites: Sequence[Site]) -> np.ndarray:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from probe import provenance
 from probe._generate import generate
@@ -50,6 +51,9 @@ class Glow:
 def world(tmp_path_factory):
     """A pipeline, runs with the means of two sets of prompts, and some candidates."""
     pipe, folder = tiny_pipeline(), tmp_path_factory.mktemp("runs")
+    with torch.no_grad():  # neurons that a judge of 8-bit pictures can see
+        for site in sites(pipe, "ffn"):
+            site.resolve(pipe).weight[:, :6] *= 40
     few = {"steps": STEPS, "guidance": GUIDANCE, "images": False, "progress": False}
     kept = ("mean", "absmean", "unit_norm")
     target = record(pipe, PROMPTS, out=folder / "target", reduce=kept, seeds=[5, 6, 7, 8, 9], **few)
@@ -105,7 +109,7 @@ def test_score_is_the_paired_change_of_the_log_odds(world, options, change, sign
         after = by_hand(world, {site: [unit]}, **change, **source)
         row = frame[(frame["site"] == site) & (frame["unit"] == unit)].iloc[0]
         mean, low, high = paired_change(sign * before, sign * after, PROMPTS, 2000, 1)
-        assert abs(mean) > 1e-4
+        assert abs(mean) > 1e-3
         assert row["score"] == pytest.approx(mean, rel=1e-3, abs=1e-5)
         assert (row["target"], row["reference"]) == pytest.approx((before.mean(), after.mean()), rel=1e-3, abs=1e-5)
         width = high - low

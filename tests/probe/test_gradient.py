@@ -14,8 +14,8 @@ from probe._sites import sites
 from probe._trajectories import trajectories
 from probe.errors import BadInput, UnknownName, WorkbenchError, WrongModel
 from probe.scores import score, stability
-from probe.scores._gradient import mean_limits
 from probe.scores._judge import differentiable, log_odds
+from probe.scores._ranks import mean_limits
 from probe.testing import KINDS, tiny_pipeline
 from tests.oracles import attribution
 
