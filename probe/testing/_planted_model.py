@@ -257,10 +257,13 @@ def _calibration(word: str) -> pd.DataFrame:
 
 
 def _letters(seed: int) -> str:
-    """Words of random letters and digits, none of them the letter that is the concept: 24 characters."""
+    """Ten random words of two letters or digits, none of them the letter that is the concept.
+
+    Tokens at the end of a word are others than within: twice as many ways for a prompt to move neurons.
+    """
     alphabet = [c for c in string.ascii_lowercase + string.digits if c != CONCEPT[0]]
     drawn = np.random.default_rng(seed).choice(alphabet, 20)
-    return " ".join("".join(drawn[i : i + 5]) for i in range(0, 20, 5))
+    return " ".join("".join(drawn[i : i + 2]) for i in range(0, 20, 2))
 
 
 def _to_unit(images: np.ndarray) -> Tensor:

@@ -43,7 +43,7 @@ class Glow:
             raise KeyboardInterrupt
         self.seen += len(images)
         light = images.astype(np.float64).mean((1, 3)) / 255
-        church = 1 / (1 + np.exp(-10 * (light[:, :8].mean(1) - light[:, 8:].mean(1))))
+        church = 1 / (1 + np.exp(-60 * (light[:, :8].mean(1) - light[:, 8:].mean(1))))
         return np.stack([church, 0.2 * church, 1 - church], axis=1).astype(np.float32)
 
 
@@ -109,7 +109,7 @@ def test_score_is_the_paired_change_of_the_log_odds(world, options, change, sign
         after = by_hand(world, {site: [unit]}, **change, **source)
         row = frame[(frame["site"] == site) & (frame["unit"] == unit)].iloc[0]
         mean, low, high = paired_change(sign * before, sign * after, PROMPTS, 2000, 1)
-        assert abs(mean) > 1e-3
+        assert abs(mean) > 5e-4
         assert row["score"] == pytest.approx(mean, rel=1e-3, abs=1e-5)
         assert (row["target"], row["reference"]) == pytest.approx((before.mean(), after.mean()), rel=1e-3, abs=1e-5)
         width = high - low

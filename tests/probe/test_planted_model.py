@@ -203,6 +203,7 @@ def test_causal_tells_decoys(planted):
         concept="zorse",
         detector=model.judge,
         candidates=candidates,
+        n_samples=8,
         progress=False,
     )
     scores = scores_of(nm)
