@@ -15,9 +15,9 @@ from probe import _intervene as hooks
 from probe import provenance
 from probe._neuron_map import NeuronMap
 from probe._options import validated
+from probe._recorded import Recorded, recorded
 from probe._sites import Site, sites
 from probe.errors import BadInput
-from probe.scores._runs import Recorded, recorded
 
 #: What two runs need for `mean` and `patch`: the signed mean over tokens.
 REDUCER = "mean"

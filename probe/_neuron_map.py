@@ -18,7 +18,7 @@ from probe._sites import Site
 from probe.errors import BadInput, HeaderMismatch, WrongModel, unknown_name
 
 #: Names under which methods keep their evidence, all (window, neuron).
-EVIDENCE = ("target", "reference", "p_value", "q_value", "ci_low", "ci_high")
+EVIDENCE = ("target", "reference", "p_value", "q_value", "ci_low", "ci_high", "rate_before", "rate_after", "n")
 
 Votes = Literal["any", "all", "vote"]
 

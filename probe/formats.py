@@ -11,7 +11,15 @@ from typing import Any
 
 from probe.errors import BadInput, StoreDamaged, unknown_name
 
-LAYOUT_VERSIONS = {"run": 1, "trajectory": 1, "neuron_map": 1, "selectivity": 1, "edit": 1, "result": 2}
+LAYOUT_VERSIONS = {
+    "run": 1,
+    "trajectory": 1,
+    "neuron_map": 1,
+    "selectivity": 1,
+    "edit": 1,
+    "result": 2,
+    "causal_log": 1,
+}
 
 _PREFIX = "neuron-workbench/"
 

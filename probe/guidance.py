@@ -122,6 +122,15 @@ class Conditioning:
     added: dict[str, Tensor] | None = None
     scale: Tensor | None = None
 
+    def part(self, branch: str) -> Conditioning:
+        """The rows of one branch. `UnknownName` for one that is not there."""
+        if branch not in self.branches:
+            raise unknown_name("branch", branch, self.branches)
+        size, at = len(self.text) // len(self.branches), self.branches.index(branch)
+        rows = slice(at * size, (at + 1) * size)
+        added = None if self.added is None else {name: value[rows] for name, value in self.added.items()}
+        return Conditioning((branch,), self.text[rows], added, None if self.scale is None else self.scale[rows])
+
 
 def condition(
     pipe: Any,

@@ -157,6 +157,23 @@ def values() -> Iterator[Row]:
     yield Row("skill ratio that selects nothing", PRUNE.replace("0.1", "0.001"), error, says, fix=fix)
 
 
+def scores_that_run_the_model() -> Iterator[Row]:
+    gradient = SCORE + " --model {s}/model --method gradient"
+    causal = SCORE + " --model {s}/model --method causal --concept object/church"
+    error = "BadInput"
+    says = ["too few samples", "2 samples of 2 prompts", "at least 10 prompts"]
+    yield Row("gradient of few prompts", gradient, error, says, fix="intervals=0")
+    yield Row("gradient of another model", gradient.replace(*OTHER), "WrongModel", ["the run", "unet"], fix="made on")
+    yield Row(
+        "judge without gradients", gradient + " --intervals 0 --objective detector --detector emoji_nearest", error
+    )
+    yield Row("judge without a concept", gradient + " --intervals 0 --objective detector", error, fix="concept=")
+    yield Row("causal without a concept", causal.partition(" --concept")[0], error, ["concept="], fix="--concept")
+    yield Row("causal of few samples", causal, error, ["too few samples", "at least 12 samples"], fix="n_samples")
+    yield Row("unknown judge", causal + " --detector emoji_cn", "UnknownName", nearest="emoji_cnn")
+    yield Row("unknown label", causal.replace("church", "churh"), "UnknownName", nearest="object/church")
+
+
 def models() -> Iterator[Row]:
     error, fix = "BadInput", "pipe.save_pretrained"
     yield Row("folder of pipelines", RECORD.replace("/model", ""), error, PIPELINE, "{s}/model", fix)
@@ -231,7 +248,7 @@ def no_space() -> Iterator[Row]:
         yield Row(f"no space for {name}", line, "WorkbenchError", says, fix="free some", prepare=prepare, out=out)
 
 
-KINDS = (names, values, models, other_models, outputs, torn, no_space)
+KINDS = (names, values, scores_that_run_the_model, models, other_models, outputs, torn, no_space)
 ROWS = [row for kind in KINDS for row in kind()]
 
 

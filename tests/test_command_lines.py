@@ -194,6 +194,30 @@ def test_other_scores(
     assert "normalise" in err
 
 
+def test_scores_that_run_the_model(
+    findings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, judge: str
+) -> None:
+    model = ["--model", findings / "model"]
+    words = ["probe", "score", findings / "many", findings / "plain", *model, "--method", "gradient"]
+    found = document(capsys, *words, "--intervals", "3", "-o", tmp_path / "gradient")
+    assert found["report"] == {"samples": 20, "failed": 0, "calls": 1, "intervals": 3}
+    assert probe.NeuronMap.load(tmp_path / "gradient").id == found["id"]
+    assert call(capsys, *words, "--objective", "detector", "-o", tmp_path / "x")[0] == 2
+
+    (site, *_) = (site.name for site in probe.NeuronMap.load(tmp_path / "gradient").sites)
+    words = [*words[:-1], "causal", "--concept", "object/church", "--detector", judge, "--n-samples", "5"]
+    words += ["--candidates", f"{{{site}: [3, 5]}}", "--log", tmp_path / "log.jsonl"]
+    assert document(capsys, *words, "--dry-run", "-o", tmp_path / "causal")["arguments"]["concept"] == "object/church"
+    found = document(capsys, *words, "-o", tmp_path / "causal")
+    assert found["report"]["nominated"] == {"named": 2}
+    assert [row["unit"] for row in found["best"] if row["n"] == 5] in ([3, 5], [5, 3])
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
+    code, out, _ = call(capsys, *words, "-o", tmp_path / "causal")
+    assert code == 0
+    assert "nominated: named 2" in out
+    assert "rate_before" in out
+
+
 def test_stability_and_overlap(findings: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     runs = [findings / "many", findings / "plain"]
     words = ["probe", "stability", findings / "contrast.zarr.zip", *runs, "--halvings", "1", "--top", "5,20"]
@@ -372,6 +396,7 @@ def test_verify_and_repair(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_
         ("probe record prompts.txt --model {m} -o {new}", "no such file"),
         ("probe score {s}/target {s}/reference --method wnada -o {new}", "nearest: wanda"),
         ("probe score {s}/target {s}/absent -o {new}", "absent"),
+        ("probe score {s}/target {s}/reference --method gradient --model {m} -o {new}", "intervals=0"),
         ("probe info {s}/map.zarr.zip/x", "x"),
         ("probe plot {s}/model -o {new}.png", "nothing that can be drawn"),
         ("probe plot {s}/edit -o {new}.bmp", ".png"),

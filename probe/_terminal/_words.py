@@ -62,6 +62,13 @@ WORDS = {
     "top": "numbers of highest neurons to compare",
     "over": "how selections of several windows are joined",
     "normalise": "mean over token rows (default), or the sums of the released code",
+    "objective": "what is differentiated: difference of noise predictions, or the judge's log-odds",
+    "calls": "at most so many UNet calls of the window, evenly spread; null for every one",
+    "candidates": "neurons to change: maps (paths), or {site: [unit, ...]}; unless given, the other methods' highest",
+    "from_each": "how many of its highest neurons each map or method nominates",
+    "most": "candidates at most",
+    "n_samples": "samples that every candidate is judged on",
+    "log": "file of measurements as they come; the same command goes on from it",
     # intervening
     "value": "factor of mode scale",
     "source": "run with the reducer mean, for modes mean and patch",

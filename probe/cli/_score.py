@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from probe._terminal import Task, command, from_signature, from_signatures
 from probe.cli._app import app
 
-_METHODS = {name: f"probe.scores._{name}:{name}" for name in ("wanda", "contrast", "auroc", "linear")}
+_RUN_THE_MODEL = ("gradient", "causal")
+_METHODS = {name: f"probe.scores._{name}:{name}" for name in ("wanda", "contrast", "auroc", "linear", *_RUN_THE_MODEL)}
+_OPTIONS = from_signatures(_METHODS, leave_out=("pipe", "concept", "progress"), verbatim=("log", "source"))
+_SHOWN = ("score", "q_value", "ci_low", "ci_high", "rate_before", "rate_after", "n")
 
 
-@command(app, "score", options=from_signatures(_METHODS), out=True)
+@command(app, "score", options=_OPTIONS, model=True, out=True)
 def score(
     task: Task,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="run of the concept's prompts")],
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="run of the reference prompts")],
     method: Annotated[str, typer.Option(help=f"how neurons are scored: {', '.join(_METHODS)}")] = "wanda",
+    concept: Annotated[
+        str | None, typer.Option(help="what the judge looks for: a concept of the world, or a label (object/church)")
+    ] = None,
+    world: Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")] = "emoji",
     best: Annotated[int, typer.Option(help="how many of the highest neurons to print")] = 10,
 ) -> None:
-    """Score every neuron: how much more of the concept than of its reference. Writes a neuron map."""
+    """Score every neuron: how much more of the concept than of its reference. Writes a neuron map.
+
+    gradient and causal run the model (--model): on the runs' samples, or on trajectories; causal needs --concept.
+    """
     import probe
 
     if task.dry_run:
-        return task.plan(target=target, reference=reference, method=method)
-    nm = probe.score(target, reference, method=method, **task.config)
+        return task.plan(target=target, reference=reference, method=method, concept=concept)
+    options = dict(task.config)
+    if method in _RUN_THE_MODEL:
+        options |= {"pipe": task.pipeline(), "progress": task.progress}
+    if concept is not None:
+        options["concept"] = concept if "/" in concept else probe.concepts(world)[concept]
+    nm = probe.score(target, reference, method=method, **options)
     nm.save(task.out, force=task.force)
     frame = nm.to_dataframe().nlargest(best, "score")
-    highest = frame[[name for name in ("site", "unit", "score", "q_value", "ci_low", "ci_high") if name in frame]]
+    highest = frame[[name for name in ("site", "unit", *_SHOWN) if name in frame]]
     document = {"map": task.out, "id": nm.id, "method": nm.method, "windows": len(nm.windows), "best": highest}
-    lines = [repr(nm).strip("<>"), *(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in nm.report.items())]
+    lines = [repr(nm).strip("<>"), *(f"{name.replace('_', ' ')}: {_text(value)}" for name, value in nm.report.items())]
     return task.result({**document, "report": nm.report}, "\n".join(lines), highest, f"saved to {task.out}")
+
+
+def _text(value: Any) -> str:
+    """An entry of a report in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(entry)}" for name, entry in value.items())
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 @command(app, "stability", options=from_signature("probe.scores:stability"), out=True)

@@ -14,7 +14,9 @@ from probe._neuron_map import NeuronMap
 from probe._options import validated
 from probe.errors import BadInput, unknown_name
 from probe.scores._auroc import auroc
+from probe.scores._causal import causal
 from probe.scores._contrast import contrast
+from probe.scores._gradient import gradient
 from probe.scores._linear import linear
 from probe.scores._selectivity import Selectivity, selectivity
 from probe.scores._stability import overlap, split_half
@@ -23,7 +25,9 @@ from probe.scores._wanda import wanda
 __all__ = [
     "Selectivity",
     "auroc",
+    "causal",
     "contrast",
+    "gradient",
     "linear",
     "overlap",
     "register_score",
@@ -38,15 +42,22 @@ _SCORES: dict[str, Callable[..., NeuronMap]] = {}
 
 
 def score(
-    target: Any, reference: Any, *, method: str = "wanda", pipe: Any = None, concept: Any = None, **options: Any
+    target: Any,
+    reference: Any = None,
+    *,
+    method: str = "wanda",
+    pipe: Any = None,
+    concept: Any = None,
+    **options: Any,
 ) -> NeuronMap:
     """Score every neuron: how much more it serves the ``target`` run than the ``reference`` run.
 
     Args:
-        target: the run of prompts with the concept: a path, a `probe.Run` or a dataset of `probe.open_run`.
-        reference: the run of matching prompts without it.
+        target: the run of prompts with the concept: a path, a `probe.Run` or a dataset of `probe.open_run`. Methods
+            that run the model also take a trajectory, prompts or a table of samples.
+        reference: the run of matching prompts without it; some methods do without, depending on their options.
         method: the score's name, see `score_names`.
-        pipe, concept: for methods that need them.
+        pipe, concept: for methods that need them: ``gradient`` and ``causal`` run the model.
         options: the method's own.
 
     Raises `UnknownName` for a method or option that does not exist, and what the method raises.
@@ -55,10 +66,11 @@ def score(
         raise unknown_name("score", method, _SCORES)
     function = _SCORES[method]
     parameters = inspect.signature(function).parameters
+    fixes = {"pipe": "pipe=probe.load(...)", "concept": "concept=world['church'], or --concept church"}
     for name, value in (("pipe", pipe), ("concept", concept)):
         if name in parameters:
             if value is None and parameters[name].default is inspect.Parameter.empty:
-                raise BadInput(f"the score {method} needs {name}=")
+                raise BadInput(f"the score {method} needs {name}=", fix=fixes[name])
             options[name] = value
     return function(target, reference, **options)
 
@@ -96,6 +108,10 @@ def stability(
             "nothing can be compared", given=f"top={tuple(top)}, halvings={halvings}", expected="all above 0"
         )
 
+    if "pipe" in inspect.signature(_SCORES[method]).parameters:
+        fix = "score two lists of prompts, and compare the maps with probe.overlap"
+        raise BadInput("stability halves recordings, and this score runs the model", given=method, fix=fix)
+
     def again(a: Any, b: Any, method: str, options: Mapping[str, Any]) -> NeuronMap:
         return score(a, b, method=method, **options)
 
@@ -121,3 +137,5 @@ register_score("wanda", wanda)
 register_score("contrast", contrast)
 register_score("auroc", auroc)
 register_score("linear", linear)
+register_score("gradient", gradient)
+register_score("causal", causal)

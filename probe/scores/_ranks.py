@@ -1,4 +1,4 @@
-"""Pure rank statistics: AUROC of many neurons at once, ties counted half, and its bootstrap by prompt.
+"""Pure statistics of many neurons at once: AUROC, ties counted half, and bootstraps by prompt.
 
 Shapes: s sample, g group of samples, n neuron, c cluster (prompt), r resample.
 """
@@ -63,6 +63,20 @@ def cluster_weights(clusters: Array, resamples: int, rng: np.random.Generator) -
     names, index = np.unique(clusters, return_inverse=True)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)  # (r c)
     return np.ascontiguousarray(drawn.T.astype(np.float32)[index])
+
+
+def mean_limits(
+    sums: Float32[Array, "c n"], counts: Int[Array, " c"], resamples: int, level: float, seed: int
+) -> tuple[Float64[Array, " n"], Float64[Array, " n"]]:
+    """Percentile limits of the mean over samples, whole clusters drawn with replacement.
+
+    ``sums`` are those of each cluster's samples, ``counts`` their numbers.
+    """
+    weights = cluster_weights(np.arange(len(sums)), resamples, np.random.default_rng(seed)).T  # (r c)
+    numbers = (weights @ counts.astype(np.float32))[:, None]
+    means = np.divide(weights @ sums, numbers, out=np.full((resamples, sums.shape[1]), np.nan), where=numbers > 0)
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def weighted_auroc(

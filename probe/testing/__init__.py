@@ -2,6 +2,7 @@
 
 from probe.testing._pipelines import KINDS, TOPOLOGIES, tiny_pipeline
 from probe.testing._planted import Planted, dataset_of, made_up_identity, planted_runs
+from probe.testing._planted_model import PlantedJudge, PlantedModel, planted_model
 from probe.testing._published import PUBLISHED, meta_pipeline, published_config
 
 __all__ = [
@@ -9,9 +10,12 @@ __all__ = [
     "PUBLISHED",
     "TOPOLOGIES",
     "Planted",
+    "PlantedJudge",
+    "PlantedModel",
     "dataset_of",
     "made_up_identity",
     "meta_pipeline",
+    "planted_model",
     "planted_runs",
     "published_config",
     "tiny_pipeline",

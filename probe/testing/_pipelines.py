@@ -47,12 +47,18 @@ def tiny_pipeline(
         raise unknown_name("kind of tiny pipeline", kind, KINDS)
     if topology not in TOPOLOGIES:
         raise unknown_name("topology of tiny pipeline", str(topology), TOPOLOGIES)
+    return assembled(kind, tiny_configs(kind) if topology == "tiny" else _narrowed(kind), seed)
+
+
+def assembled(
+    kind: str, configs: dict[str, dict[str, Any]], seed: int
+) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """The pipeline of a kind with networks of these configs, component by component; see `tiny_pipeline`."""
     import torch
 
     with compat.quiet_libraries():
         import diffusers
 
-    configs = _tiny(kind) if topology == "tiny" else _narrowed(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = compat.clip_tokenizer(model_max_length=POSITIONS)
@@ -82,7 +88,7 @@ def tiny_pipeline(
     return pipe
 
 
-def _tiny(kind: str) -> dict[str, dict[str, Any]]:
+def tiny_configs(kind: str) -> dict[str, dict[str, Any]]:
     """Component -> config of the smallest relative that still has every part."""
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     first = {**text, "projection_dim": 32, "hidden_act": "gelu" if kind == "sd21" else "quick_gelu"}

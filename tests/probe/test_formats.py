@@ -15,6 +15,7 @@ from probe._record import verify
 from probe._run import Run
 from probe._trajectory import Trajectory
 from probe.scores import Selectivity
+from probe.scores._ledger import Ledger
 from tests.formats.make import facts, trajectory_facts
 
 HERE = Path(__file__).parents[1] / "formats"
@@ -59,3 +60,15 @@ def test_selectivity_tables_of_every_version_are_read():
         assert [site.width for site in table.sites] == [2, 1]
         np.testing.assert_allclose(table.dataset["auroc"].values, [[1, 0.5, 5 / 12], [0, 0.5, 7 / 12]], rtol=1e-5)
         assert table.neuron_map("church", threshold=0.9).windows == [(999, 500)]
+
+
+def test_causal_logs_of_every_version_are_read(tmp_path):
+    for file in HERE.glob("causal_log_v*.jsonl"):
+        copied = tmp_path / file.name
+        copied.write_bytes(file.read_bytes())
+        identity = json.loads(file.read_text().partition("\n")[0])["identity"]
+        rows = Ledger(copied, identity).rows
+        assert list(rows) == [None, ("unet.mid_block.attentions.0.transformer_blocks.0.ffn", 3)]
+        np.testing.assert_array_equal(rows[None][0], [0.5, np.nan])
+        np.testing.assert_array_equal(rows[None][1], [1, np.nan])
+    assert len(list(HERE.glob("causal_log_v*.jsonl"))) == formats.LAYOUT_VERSIONS["causal_log"]
