@@ -65,6 +65,12 @@ WORDS = {
     "value": "factor of mode scale",
     "source": "run with the reducer mean, for modes mean and patch",
     "branch": "only that branch of guidance: cond or uncond",
+    # attention
+    "keyword": "words that the token keyword stands for; several with commas",
+    "leave": "so many of all_eot keep their attention",
+    "leave_side": "which of all_eot are left: the first or the last",
+    "renormalise": "the probabilities that are left sum to one again",
+    "absent": "a prompt without the keyword is an error, or left as it is",
     # erasing
     "skill_ratio": "share of the hidden units that each output row may select",
     "window": "timesteps t_max,t_min that count, both included",
