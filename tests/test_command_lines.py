@@ -393,7 +393,7 @@ def test_plot_kinds(drawn: Path, capsys: pytest.CaptureFixture[str], tmp_path: P
         ("histogram {s}/map.zarr.zip {s}/target", "map, run, run"),
         ("histogram {s}/map.zarr.zip {s}/target {s}/reference --neuron 3", "SITE:UNIT"),
         ("histogram {s}/map.zarr.zip {s}/target {s}/reference --neuron unet.mdi:3", "unknown site"),
-        ("histogram {s}/map.zarr.zip {s}/target {s}/reference --reducer mean", "no mean"),
+        ("histogram {s}/map.zarr.zip {s}/target {s}/reference --reducer mean", "mean"),
         ("examples {s}/target", "holds no maps"),
         ("maps {s}/drawn --sample 9", "0 to 2"),
         ("maps {s}/drawn --neuron unet.mid_block.attentions.0.transformer_blocks.0.ffn:77", "no map of this unit"),

@@ -14,7 +14,7 @@ WORDS = {
     "width": "image width in pixels; the model's own unless given",
     "images": "keep the images: auto (up to 128 px), true or false",
     # recording
-    "sites": "where to record: a kind (ffn, mlp), a site name or a glob; several with commas",
+    "sites": "where: a kind of site (ffn, mlp), a site name or a glob; several with commas",
     "reduce": "what to keep of an activation: norm, unit_norm, mean, absmean, max, count, topk",
     "topk": "how many token rows the reducer topk keeps",
     "maps": "activations to keep at every token row: {site: [unit, ...]}, {site: full} or a neuron map",
