@@ -77,7 +77,7 @@ def variants(concept: probe.Concept, split: str) -> dict[str, probe.AttentionZer
     found["all [EoT]"] = probe.attention_zeroing("all_eot")
     found |= {f"all [EoT] but {n}": probe.attention_zeroing("all_eot", leave=n) for n in LEFT}
     found["all [EoT] but the last"] = probe.attention_zeroing("all_eot", leave=1, leave_side="last")
-    found["all [EoT], renormalised"] = probe.attention_zeroing("all_eot", renormalise=True)
+    found["all [EoT] renormalised"] = probe.attention_zeroing("all_eot", renormalise=True)
     return found
 
 
