@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probe.errors import BadInput
-from probe.plots._style import MISSING, SEQUENTIAL, SMALL, new_axes
+from probe.plots._style import DIVERGING, MISSING, SEQUENTIAL, SMALL, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def plot_overlays(
         rows: their names, at the left.
         columns: their names, above, wrapped.
         plain: show the picture without a map too: one in front of each row, or a row above.
-        limits: of the colour scale; 0 (or the lowest value, if that is below) to the highest if None.
+        limits: of the colour scale; 0 to the highest if None, with values of two signs as far below 0, in two colours.
         label: of the colour scale.
         title: above the figure.
         ax: where to draw; the whole grid is one Axes, the colour scale an inset.
@@ -155,20 +155,25 @@ def draw_overlay(
         draw_picture(ax, np.repeat(0.4 + 0.6 * grey[..., None], 3, axis=-1), left, bottom, aspect)
     ax.imshow(
         np.ma.masked_invalid(values), extent=(left, left + 1, bottom, bottom + aspect), interpolation="nearest",
-        cmap=mpl.colormaps[SEQUENTIAL].with_extremes(bad=MISSING), norm=norm, alpha=1.0 if picture is None else _ALPHA,
+        cmap=mpl.colormaps[_colours(norm)].with_extremes(bad=MISSING), norm=norm,
+        alpha=1.0 if picture is None else _ALPHA,
         zorder=2,
     )  # fmt: skip
 
 
 def colour_scale(values: np.ndarray, limits: tuple[float, float] | None = None) -> Normalize:
-    """From 0 (or the lowest, if below) to the highest of all finite values. `BadInput` where there are none."""
+    """From 0 to the highest of all finite values; with two signs as far below 0. `BadInput` where there are none."""
     from matplotlib.colors import Normalize
 
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise BadInput("nothing to draw", given="maps of nothing but NaN")
-    low, high = limits or (min(0.0, float(finite.min())), float(finite.max()))
-    return Normalize(low, high if high > low else low + 1.0)
+    far = float(np.abs(finite).max()) or 1.0
+    return Normalize(*(limits or (-far if (finite < 0).any() else 0.0, far)))
+
+
+def _colours(norm: Normalize) -> str:
+    return DIVERGING if (norm.vmin or 0.0) < 0 else SEQUENTIAL
 
 
 def scale_beside(ax: Axes, norm: Normalize, label: str) -> None:
@@ -177,7 +182,7 @@ def scale_beside(ax: Axes, norm: Normalize, label: str) -> None:
 
     figure = ax.get_figure(root=True)
     assert figure is not None
-    bar = figure.colorbar(ScalarMappable(norm, SEQUENTIAL), cax=ax.inset_axes((1.015, 0.0, 0.02, 1.0)))
+    bar = figure.colorbar(ScalarMappable(norm, _colours(norm)), cax=ax.inset_axes((1.015, 0.0, 0.02, 1.0)))
     bar.set_label(label, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL, length=2)
     bar.outline.set_visible(False)

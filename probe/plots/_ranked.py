@@ -132,11 +132,13 @@ def plot_ranked_scores(
             said, (cut + 0.5, 0.95), (-5 if left else 5, 0), xycoords=("data", "axes fraction"),
             textcoords="offset points", fontsize=SMALL, va="center", color=VERMILION, ha="right" if left else "left",
         )  # fmt: skip
-    for _, row in (frame.head(named) if "site" in frame else frame.head(0)).iterrows():
-        ax.annotate(
-            f"{short_site(row['site'])} [{row['unit']}]", (row["rank"], row["score"]), (5, 0),
-            textcoords="offset points", fontsize=SMALL, va="center",
-        )  # fmt: skip
+    if named and "site" in frame:
+        highest = frame.head(named)
+        lines = [
+            f"{n}. {short_site(a)} [{u}]"
+            for n, a, u in zip(highest["rank"], highest["site"], highest["unit"], strict=True)
+        ]
+        ax.text(0.03, 0.05, "\n".join(lines), transform=ax.transAxes, fontsize=SMALL, va="bottom")  # below the curve
     if title:
         above.set_title(title, fontsize=SMALL + 3, loc="left")
     return ax

@@ -61,7 +61,7 @@ def test_the_ranked_curve_draws_every_score_the_cut_and_the_mass():
     assert ax.lines[0].get_xydata().tolist() == [[1, 4], [2, 3], [3, 2], [4, 1], [5, 0]]
     assert above.lines[0].get_ydata() == pytest.approx([40, 70, 90, 100, 100])
     assert [part.lines[-1].get_xdata()[0] for part in (ax, above)] == [2.5, 2.5]
-    assert texts(ax) == ["first 2: 70 % of the mass", "unet.block0.ffn [0]"]
+    assert texts(ax) == ["first 2: 70 % of the mass", "1. unet.block0.ffn [0]"]
     assert above.get_title(loc="left") == "church"
     assert ax.get_xlabel() == "rank of the neuron (of 5)"
     assert "first 3: 90 % of the mass" in texts(plots.plot_ranked_scores(scores[0], cut=3))
@@ -160,7 +160,9 @@ def test_overlays_take_a_picture_for_each_column_and_limits():
     assert [np.array_equal(i.get_array(), p) for i, p in zip(plain, pictures, strict=True)] == [True, True]
     assert plain[0].get_extent()[2] > ax.images[1].get_extent()[2], "the plain row is above"
     over = [image for image in ax.images if image.get_array().ndim == 2]
-    assert over[0].get_clim() == (maps.min(), maps.max())
+    far = np.abs(maps).max()
+    assert over[0].get_clim() == (-far, far), "zero is the middle of two colours"
+    assert over[0].get_cmap().name.startswith("PuOr")
     bare = plots.plot_overlays(None, maps, rows=["a"], columns=["x", "y"], limits=(-1, 1))
     assert [image.get_clim() for image in bare.images] == [(-1, 1), (-1, 1)]
 
