@@ -55,16 +55,30 @@ _EXPORTS = {
     "Intervention": "_intervention",
     "intervene": "_intervention",
     "intervention": "_intervention",
+    "AttentionZeroing": "attention",
+    "attention_zeroing": "attention",
+    "token_similarity": "attention",
+    "word_maps": "attention",
+    "zero_attention": "attention",
     "Concept": "world",
     "World": "world",
     "concepts": "world",
     "Detector": "detect",
     "detector": "detect",
     "evaluate": "_evaluate",
+    "plot_ablation_curves": "plots",
+    "plot_activations": "plots",
     "plot_before_after": "plots",
     "plot_layer_density": "plots",
     "plot_layer_step_scores": "plots",
+    "plot_neuron_examples": "plots",
+    "plot_overlap": "plots",
+    "plot_overlays": "plots",
+    "plot_ranked_scores": "plots",
+    "plot_rates": "plots",
+    "plot_token_similarity": "plots",
     "plot_tradeoff": "plots",
+    "plot_word_maps": "plots",
     "read_results": "_evaluate",
     "result_images": "_evaluate",
 }
@@ -95,6 +109,11 @@ if TYPE_CHECKING:
     from ._trace_hooks import StopForward as StopForward
     from ._trajectories import trajectories as trajectories
     from ._trajectory import Trajectory as Trajectory
+    from .attention import AttentionZeroing as AttentionZeroing
+    from .attention import attention_zeroing as attention_zeroing
+    from .attention import token_similarity as token_similarity
+    from .attention import word_maps as word_maps
+    from .attention import zero_attention as zero_attention
     from .detect import Detector as Detector
     from .detect import detector as detector
     from .errors import AmbiguousBatch as AmbiguousBatch
@@ -108,10 +127,19 @@ if TYPE_CHECKING:
     from .errors import UnknownName as UnknownName
     from .errors import WorkbenchError as WorkbenchError
     from .errors import WrongModel as WrongModel
+    from .plots import plot_ablation_curves as plot_ablation_curves
+    from .plots import plot_activations as plot_activations
     from .plots import plot_before_after as plot_before_after
     from .plots import plot_layer_density as plot_layer_density
     from .plots import plot_layer_step_scores as plot_layer_step_scores
+    from .plots import plot_neuron_examples as plot_neuron_examples
+    from .plots import plot_overlap as plot_overlap
+    from .plots import plot_overlays as plot_overlays
+    from .plots import plot_ranked_scores as plot_ranked_scores
+    from .plots import plot_rates as plot_rates
+    from .plots import plot_token_similarity as plot_token_similarity
     from .plots import plot_tradeoff as plot_tradeoff
+    from .plots import plot_word_maps as plot_word_maps
     from .provenance import Fingerprint as Fingerprint
     from .provenance import fingerprint as fingerprint
     from .provenance import lineage as lineage
@@ -124,6 +152,18 @@ if TYPE_CHECKING:
     from .world import World as World
     from .world import concepts as concepts
 
-_SUBMODULES = ("detect", "errors", "guidance", "metrics", "plots", "provenance", "scores", "stats", "testing", "world")
+_SUBMODULES = (
+    "attention",
+    "detect",
+    "errors",
+    "guidance",
+    "metrics",
+    "plots",
+    "provenance",
+    "scores",
+    "stats",
+    "testing",
+    "world",
+)
 
 __getattr__, __dir__, __all__ = attach(__name__, _EXPORTS, _SUBMODULES)

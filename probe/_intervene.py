@@ -15,6 +15,9 @@ from probe._branches import GUIDED, Layout, layout_of
 from probe._sites import Site
 from probe.errors import AmbiguousBatch, BadInput, WorkbenchError
 
+#: Where `probe.lineage` finds the interventions in force on a component: a list of (id, name), gone when empty.
+INTERVENTIONS = "_workbench_interventions"
+
 
 @dataclass(frozen=True)
 class Now:
@@ -68,7 +71,7 @@ def changing(
     components = dict.fromkeys(change.site.component for change in changes)
     for component in components:
         compat.refuse_compiled(getattr(pipe, component), component)
-    clock = _Clock(pipe, branches, asks=by_branch or branch is not None)
+    clock = Clock(pipe, branches, asks=by_branch or branch is not None)
     with ExitStack() as hooks:
         for component in dict.fromkeys([*components, "unet"]):  # the UNet's calls end those of the text encoders
             module = getattr(pipe, component)
@@ -80,7 +83,7 @@ def changing(
         yield
 
 
-class _Clock:
+class Clock:
     """What the running call of each component is: its timestep, and which rows are of which branch."""
 
     def __init__(self, pipe: Any, branches: tuple[str, ...] | None, *, asks: bool) -> None:
@@ -126,7 +129,7 @@ class _Clock:
         return [(b, rows) for b, rows in found if branch in (None, b)]
 
 
-def _hook(change: Change, clock: _Clock, window: tuple[float, float] | None, branch: str | None) -> Callable[..., Any]:
+def _hook(change: Change, clock: Clock, window: tuple[float, float] | None, branch: str | None) -> Callable[..., Any]:
     component, units = change.site.component, torch.tensor(change.units, dtype=torch.int64)
 
     def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -144,6 +147,24 @@ def _hook(change: Change, clock: _Clock, window: tuple[float, float] | None, bra
         return ((changed, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: changed})
 
     return hook
+
+
+@contextmanager
+def named(components: Sequence[Any], entry: tuple[str, str]) -> Iterator[None]:
+    """An intervention's id and name on the components it changes, where `probe.lineage` finds them."""
+    done = []
+    try:
+        for component in components:
+            if not hasattr(component, INTERVENTIONS):
+                setattr(component, INTERVENTIONS, [])
+            getattr(component, INTERVENTIONS).append(entry)
+            done.append(component)
+        yield
+    finally:
+        for component in done:
+            getattr(component, INTERVENTIONS).remove(entry)
+            if not getattr(component, INTERVENTIONS):
+                delattr(component, INTERVENTIONS)
 
 
 # --- New values -------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from probe.errors import BadInput
 
 #: What two runs need for `mean` and `patch`: the signed mean over tokens.
 REDUCER = "mean"
-INTERVENTIONS = "_workbench_interventions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ class Intervention:
         by_branch = options["mode"] in ("mean", "patch")
         holders = [getattr(pipe, name) for name in dict.fromkeys(change.site.component for change in changes)]
         with (
-            _named(holders, (self.id, self.name)),
+            hooks.named(holders, (self.id, self.name)),
             hooks.changing(
                 pipe, changes, window=window, branch=options["branch"], by_branch=by_branch, branches=branches
             ),
@@ -221,21 +220,3 @@ def _stored(source: Any, site: Site, units: Sequence[int], mode: str) -> hooks.S
     timesteps = torch.from_numpy(np.array(run.ds["timestep"].values, np.float64)) if stepped else None
     branches = tuple(str(branch) for branch in run.ds["branch"].values)
     return hooks.Stored(torch.from_numpy(np.array(table, np.float32)), branches, timesteps)
-
-
-@contextmanager
-def _named(components: Sequence[Any], entry: tuple[str, str]) -> Iterator[None]:
-    """The intervention's id and name on the components it changes, where `probe.lineage` finds them."""
-    done = []
-    try:
-        for component in components:
-            if not hasattr(component, INTERVENTIONS):
-                setattr(component, INTERVENTIONS, [])
-            getattr(component, INTERVENTIONS).append(entry)
-            done.append(component)
-        yield
-    finally:
-        for component in done:
-            getattr(component, INTERVENTIONS).remove(entry)
-            if not getattr(component, INTERVENTIONS):
-                delattr(component, INTERVENTIONS)

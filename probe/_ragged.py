@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from probe._announce import Call, Step
+from probe._attending import silenced
 from probe._recorder import Recorder, seen
 from probe._sites import Site
 from probe.errors import BadInput, NeverFired
@@ -138,7 +139,9 @@ class ProbabilityRecorder(Recorder):
         y, x = self.grid
         for at, head in enumerate(self.heads):
             own_mask = None if mask is None else mask.reshape(key.shape[0], attention.heads, -1, key.shape[2])[:, head]
-            every = head_probabilities(query[:, head], key[:, head], attention.scale, own_mask)
+            every = silenced(
+                attention, head_probabilities(query[:, head], key[:, head], attention.scale, own_mask), head
+            )
             if chosen is None:
                 kept = every[..., torch.as_tensor(self.tokens, device=every.device)]
             else:

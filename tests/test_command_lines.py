@@ -367,6 +367,112 @@ def test_plot(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, w
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture(scope="module")
+def drawn(shelf: Path) -> Path:
+    """A run with pictures, maps of two neurons and the attention to words and positions; tables for the other kinds."""
+    site, other = (site.name for site in probe.sites(tiny_pipeline(), "ffn")[:2])
+    model = ["--model", f"{shelf}/model", "--steps", "2", "-q"]
+    maps = f"{{{site}: [3], {other}: [5, 1]}}"
+    kept = ["--sites", "ffn,xattn.prob", "--maps", maps]
+    prompts = ["a church", "a church on a hill", "a house"]
+    assert run(probe_app, ["record", *prompts, *model, *kept, "--out", f"{shelf}/drawn"]) == 0
+    (shelf / "curves.csv").write_text("method,k,value,ci_low,ci_high\nwanda,10,0.9,0.8,1\nwanda,50,0.2,0.1,0.3\n")
+    (shelf / "rates.csv").write_text(
+        "variant,split,concept,metric,value,ci_low,ci_high\n"
+        "a,explicit,church,rate,0.9,0.8,1\na,explicit,church,broken,0,0,0\na,explicit,ink,rate,0.1,0,1\n"
+    )
+    probe.token_similarity(tiny_pipeline(), "a church").to_csv(shelf / "tokens.csv")
+    for name, top in (("ten", 10), ("five_best", 5)):
+        probe.NeuronMap.load(shelf / "map.zarr.zip").select(top=top).save(shelf / f"{name}.zarr.zip")
+    return shelf
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("layers {s}/map.zarr.zip", "layers"),
+        ("{s}/map.zarr.zip", "layers"),
+        ("ranked {s}/ten.zarr.zip --named 2", "ranked"),
+        ("histogram {s}/map.zarr.zip {s}/target {s}/reference", "histogram"),
+        ("examples {s}/drawn --columns 2", "examples"),
+        ("maps {s}/drawn --rows 2 --sample 1", "maps"),
+        ("words {s}/drawn --model {s}/model --word church --word [EoT] --rows 2", "words"),
+        ("words {s}/drawn --model {s}/model", "words"),
+        ("overlap {s}/ten.zarr.zip best={s}/five_best.zarr.zip", "overlap"),
+        ("overlap {s}/map.zarr.zip other={s}/map.zarr.zip --cut 7", "overlap"),
+        ("ablation {s}/curves.csv", "ablation"),
+        ("rates {s}/rates.csv --concept church", "rates"),
+        ("similarity {s}/tokens.csv", "similarity"),
+        ("density {s}/edit", "density"),
+        ("images {s}/drawn {s}/drawn --columns 3", "images"),
+    ],
+)
+def test_plot_kinds(drawn: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str, kind: str) -> None:
+    arguments = words.format(s=drawn).split()
+    found = document(capsys, "probe", "plot", *arguments, "-o", tmp_path / "figure.svg")
+    assert found["kind"] == kind
+    assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("rankd {s}/map.zarr.zip", "nearest: ranked"),
+        ("ranked {s}/edit", "ranked needs a map here"),
+        ("ranked {s}/map.zarr.zip {s}/map.zarr.zip", "other files"),
+        ("ranked {s}/map.zarr.zip --cut 99999", "cut=99999"),
+        ("histogram {s}/map.zarr.zip {s}/target", "map, run, run"),
+        ("histogram {s}/map.zarr.zip {s}/target {s}/reference --neuron 3", "SITE:UNIT"),
+        ("histogram {s}/map.zarr.zip {s}/target {s}/reference --neuron unet.mdi:3", "unknown site"),
+        ("histogram {s}/map.zarr.zip {s}/target {s}/reference --reducer mean", "mean"),
+        ("examples {s}/target", "holds no maps"),
+        ("maps {s}/drawn --sample 9", "0 to 2"),
+        ("maps {s}/drawn --neuron unet.mid_block.attentions.0.transformer_blocks.0.ffn:77", "no map of this unit"),
+        ("maps {s}/drawn --rows 0", "--rows"),
+        ("words {s}/target", "--sites xattn.prob"),
+        ("words {s}/drawn", "--tokens"),
+        ("words {s}/drawn --model {s}/model --word chruch", "nearest: church"),
+        ("overlap {s}/map.zarr.zip", "map, map, ..."),
+        ("overlap {s}/map.zarr.zip x={s}/map.zarr.zip", "no selection"),
+        ("ablation {s}/absent.csv", "no such table"),
+        ("ablation {s}/rates.csv", "lacks a column"),
+        ("rates {s}/rates.csv --concept chruch", "nearest: church"),
+        ("similarity {s}/curves.csv", "square"),
+    ],
+)
+def test_plot_errors(drawn: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str, part: str) -> None:
+    figure = tmp_path / "figure.png"
+    code, out, err = call(capsys, "probe", "plot", *words.format(s=drawn).split(), "-o", figure)
+    assert code == 2, err
+    assert not out
+    assert part in " ".join(err.split())
+    assert not figure.exists()
+
+
+def test_zero_attention(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["probe", "zero-attention", "a church", "--model", shelf / "model", "--steps", "2", "--seed", "3"]
+    chosen = ["--token", "all_eot", "--token", "keyword", "--keyword", "church", "--leave", "2"]
+    found = document(capsys, *words, *chosen, "--beside", "-o", tmp_path / "images")
+    assert found["files"] == ["000-a-church-3.png", "000-a-church-3-original.png"]
+    assert found["options"]["tokens"] == ["all_eot", "keyword"]
+    pictures = [(tmp_path / "images" / name).read_bytes() for name in found["files"]]
+    assert pictures[0] != pictures[1]
+    made = probe.attention_zeroing(["all_eot", "keyword"], keyword="church", leave=2)
+    assert found["zeroing"] == made.id
+    for more, part in (
+        (["--token", "eot"], "nearest: "),
+        (["--token", "99"], "0 to 31"),
+        (["--token", "keyword"], "belong together"),
+        (["--token", "keyword", "--keyword", "dog"], "no keyword (dog)"),
+        (["--token", "sot", "--sites", "ffn"], "where there is attention"),
+        (["--token", "sot", "--heads", "77"], "no such head"),
+    ):
+        code, _, err = call(capsys, *words, *more, "-o", tmp_path / "other")
+        assert code == 2, err
+        assert part in " ".join(err.split())
+    assert not (tmp_path / "other").exists()
+
+
 def test_verify_and_repair(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["a church", "--model", shelf / "model", "--steps", "2", "-o", tmp_path / "run", "-q"]
     assert call(capsys, "probe", "record", *arguments)[0] == 0

@@ -14,7 +14,7 @@ WORDS = {
     "width": "image width in pixels; the model's own unless given",
     "images": "keep the images: auto (up to 128 px), true or false",
     # recording
-    "sites": "where to record: a kind (ffn, mlp), a site name or a glob; several with commas",
+    "sites": "where: a kind of site (ffn, mlp), a site name or a glob; several with commas",
     "reduce": "what to keep of an activation: norm, unit_norm, mean, absmean, max, count, topk",
     "topk": "how many token rows the reducer topk keeps",
     "maps": "activations to keep at every token row: {site: [unit, ...]}, {site: full} or a neuron map",
@@ -73,6 +73,12 @@ WORDS = {
     "value": "factor of mode scale",
     "source": "run with the reducer mean, for modes mean and patch",
     "branch": "only that branch of guidance: cond or uncond",
+    # attention
+    "keyword": "words that the token keyword stands for; several with commas",
+    "leave": "so many of all_eot keep their attention",
+    "leave_side": "which of all_eot are left: the first or the last",
+    "renormalise": "the probabilities that are left sum to one again",
+    "absent": "a prompt without the keyword is an error, or left as it is",
     # erasing
     "skill_ratio": "share of the hidden units that each output row may select",
     "window": "timesteps t_max,t_min that count, both included",

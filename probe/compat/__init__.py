@@ -12,6 +12,7 @@ from probe.compat._pipelines import LEFT_OUT, dtype_argument, quiet_libraries, s
 from probe.compat._sklearn import l1_logistic
 from probe.compat._tokenizers import (
     BOS,
+    END_OF_WORD,
     EOT,
     byte_symbols,
     clip_tokenizer,
@@ -22,6 +23,7 @@ from probe.compat._tokenizers import (
 
 __all__ = [
     "BOS",
+    "END_OF_WORD",
     "EOT",
     "LEFT_OUT",
     "byte_symbols",

@@ -6,16 +6,37 @@ Every function draws on ``ax`` if given one, else on a figure of its own, and re
 
 from __future__ import annotations
 
+from probe.plots._curves import plot_ablation_curves, plot_rates
+from probe.plots._examples import neuron_examples, plot_neuron_examples
+from probe.plots._histograms import plot_activations, separation
 from probe.plots._images import plot_before_after
 from probe.plots._layers import layer_step_table, plot_layer_density, plot_layer_step_scores, short_site
+from probe.plots._matrices import plot_overlap, plot_token_similarity
+from probe.plots._overlays import plot_overlays, plot_word_maps
+from probe.plots._ranked import plot_ranked_scores, ranked_scores
+from probe.plots._readings import maps_of_neuron, values_of_neuron
 from probe.plots._tradeoff import plot_tradeoff, tradeoff_points
 
 __all__ = [
     "layer_step_table",
+    "maps_of_neuron",
+    "neuron_examples",
+    "plot_ablation_curves",
+    "plot_activations",
     "plot_before_after",
     "plot_layer_density",
     "plot_layer_step_scores",
+    "plot_neuron_examples",
+    "plot_overlap",
+    "plot_overlays",
+    "plot_ranked_scores",
+    "plot_rates",
+    "plot_token_similarity",
     "plot_tradeoff",
+    "plot_word_maps",
+    "ranked_scores",
+    "separation",
     "short_site",
     "tradeoff_points",
+    "values_of_neuron",
 ]
