@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import pandas as pd
 
 from probe import stats
 from probe._eval_samples import PRESERVE
-from probe._result import DECIMALS, ORIGINAL, ResultStore, pack_scores, unpack_scores
+from probe._result import ORIGINAL, ResultStore
+from probe._result_rows import DECIMALS, pack_scores, unpack_scores
 from probe.errors import BadInput, unknown_name
 from probe.metrics import ContentFinder, Judged, Metric, hits, labels_of, metric
 
@@ -68,40 +69,44 @@ class Rulers:
                     if label not in judge.labels:
                         raise unknown_name(f"label of the judge {judge.id}", label, judge.labels)
 
-    def lacking(self, row: Mapping[str, Any]) -> bool:
-        """Whether something has not been measured yet on a stored image."""
-        return any(role not in row["scores"] for role in self.judges) or any(
-            m.name not in row["values"] for m in self.of_images
-        )
+    def lacking(self, row: Mapping[str, Any]) -> set[str]:
+        """Ids of the judges, and of the metrics of pictures, that have not looked at a stored image yet."""
+        return {judge.id for judge in self.judges.values() if judge.id not in row["scores"]} | {
+            m.identity for m in self.of_images if m.identity not in row["values"]
+        }
 
-    def measured(self, images: np.ndarray, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """``scores`` and ``values`` of each image; an image without any light is one that failed, and so are they."""
-        scores = {role: np.array(judge(images), dtype=np.float64) for role, judge in self.judges.items()}
-        values = {m.name: np.array(m.function(images, prompts), dtype=np.float64) for m in self.of_images}
+    def decided(self, row: Mapping[str, Any]) -> bool:
+        """Whether the stored verdict is that of the judge that decides here."""
+        return bool(row["judge"] == self.judges["judge"].id)
+
+    def measured(
+        self, images: np.ndarray, prompts: Sequence[str], only: Collection[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """``scores`` and ``values`` of each image, by the rulers of these ids (all of them by default).
+
+        An image without any light is one that failed, and so are its measurements.
+        """
+        judges = {judge.id: judge for judge in self.judges.values() if only is None or judge.id in only}
+        metrics = [m for m in self.of_images if only is None or m.identity in only]
+        scores = {name: np.array(judge(images), dtype=np.float64) for name, judge in judges.items()}
+        values = {m.identity: np.array(m.function(images, prompts), dtype=np.float64) for m in metrics}
         failed = ~images.reshape(len(images), -1).any(axis=1)
         for numbers in (*scores.values(), *values.values()):
             numbers[failed] = np.nan
         return [
             {
-                "scores": {role: pack_scores(found[s], self.judges[role].labels) for role, found in scores.items()},
+                "scores": {name: pack_scores(found[s], judges[name].labels) for name, found in scores.items()},
                 "values": {n: None if np.isnan(v[s]) else round(float(v[s]), DECIMALS) for n, v in values.items()},
             }
             for s in range(len(images))
         ]
 
-
-def judged_rows(
-    samples: Sequence[Mapping[str, Any]], images: np.ndarray, rulers: Rulers, world: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Rows for images.jsonl: the samples with all measurements, and whether each shows its own concept."""
-    found = rulers.measured(images, [sample["prompt"] for sample in samples])
-    judge = rulers.judges["judge"]
-    wanted = [labels_of(world[sample["concept"]], world) for sample in samples]
-    verdicts = hits(unpack_scores(found, "judge", judge.labels), judge.labels, thresholds(judge), wanted)
-    return [
-        {**sample, "image": None, "shown": None if np.isnan(shown) else int(shown), **row}
-        for sample, row, shown in zip(samples, found, verdicts, strict=True)
-    ]
+    def verdicts(self, rows: Sequence[Mapping[str, Any]], world: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """``judge`` and ``shown`` of rows with scores: who decides, and whether each shows its own concept."""
+        judge = self.judges["judge"]
+        wanted = [labels_of(world[row["concept"]], world) for row in rows]
+        found = hits(unpack_scores(rows, judge.id, judge.labels), judge.labels, thresholds(judge), wanted)
+        return [{"judge": judge.id, "shown": None if np.isnan(shown) else int(shown)} for shown in found]
 
 
 class Measure:
@@ -134,9 +139,9 @@ class Measure:
         def values(m: Metric, edit_id: str) -> np.ndarray:
             rows = [self.store.rows[edit_id, p, int(s)] for p, s in zip(prompts, table["seed"], strict=True)]
             if m.source == "image":
-                return np.array([np.nan if (v := row["values"][m.name]) is None else v for row in rows])
+                return np.array([np.nan if (v := row["values"][m.identity]) is None else v for row in rows])
             judge = self.rulers.judges[m.source]
-            scores = unpack_scores(rows, m.source, judge.labels)
+            scores = unpack_scores(rows, judge.id, judge.labels)
             return np.asarray(m.function(Judged(scores, judge.labels, thresholds(judge), wanted, content)))
 
         for m in self.rulers.metrics:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from probe import stats
 from probe._branches import empty_prompt
-from probe._eval_measure import Cell, Measure, Rulers, judged_rows
+from probe._eval_images import Images, refuse_drawing
+from probe._eval_measure import Cell, Measure, Rulers
 from probe._eval_samples import cell_samples
 from probe._progress import progress_bar
-from probe._result import COLUMNS, ORIGINAL, ResultStore, open_result, read_results, result_images
+from probe._result import COLUMNS, ORIGINAL, drawn_with, open_result, read_results, result_images
 from probe.errors import BadInput, unknown_name
 from probe.protocols import EditLike, Progress
 
@@ -25,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["evaluate", "read_results", "result_images"]
 
-_AT_ONCE = 256  # images measured together
 METRICS = ("rate", "rate_second", "broken", "content_kept", "clip_score")
 
 
@@ -53,6 +50,7 @@ def evaluate(
     width: int | None = None,
     level: float = 0.95,
     resamples: int = 10_000,
+    rejudge: bool = False,
     progress: Progress = True,
     force: bool = False,
 ) -> pd.DataFrame:
@@ -65,10 +63,10 @@ def evaluate(
 
     Every drawn and judged image is kept in ``out`` at once: the same call goes on where it was cut off, and a later
     call with further edits, concepts, splits or prompts draws only what is new. ``cells.csv`` collects the cells of all
-    calls.
+    calls. Measurements are kept under the id of the judge or metric that made them, and each is made once.
 
     Args:
-        pipe: the pipeline; left as it was.
+        pipe: the pipeline; left as it was. None with ``rejudge``: model and sampling are then those of the result.
         edits: name -> edit (or intervention), None for the unedited model as a row of its own.
         concepts: names in ``world``, or concepts.
         out: folder of the result: header.json, cells.csv, images.jsonl, images/.
@@ -87,6 +85,8 @@ def evaluate(
         steps, guidance, batch_size, height, width: of sampling.
         level: confidence level of all intervals.
         resamples: of the bootstrap.
+        rejudge: measure the images that ``out`` holds by other judges or metrics, which then decide there; nothing is
+            drawn. The former cells are set aside in ``cells-<id>.csv``.
         progress: True, False or a function of (done, total) images.
         force: replace a result of another identity.
 
@@ -97,10 +97,13 @@ def evaluate(
     Raises:
         UnknownName: a concept, split, metric or judge; carries the nearest.
         HeaderMismatch: ``out`` holds a result of another model, sampler, judge or edit of the same name.
-        BadInput: nothing to evaluate, or ``out`` is something else.
+        BadInput: nothing to evaluate, or ``out`` is something else, or lacks an image that should be judged again.
 
     """
     _check(edits, splits, n_prompts, prompts_from)
+    if pipe is None and not rejudge:
+        raise BadInput("drawing needs a pipeline", fix="pass one, or rejudge=True to measure stored images")
+    there = drawn_with(out) if rejudge else {}
     for name, value in {"seeds_per_prompt": seeds_per_prompt, "batch_size": batch_size, "resamples": resamples}.items():
         if value < 1:
             raise BadInput(f"{name} must be at least 1", given=value)
@@ -131,30 +134,32 @@ def evaluate(
         for seed_set in seed_sets
     }
     rulers.check({name for table in cells.values() for name in table["concept"]}, world)
-    sampling = _sampling(pipe, steps, guidance, height, width)
+    sampling = {} if pipe is None else _sampling(pipe, steps, guidance, height, width)
     identity = {
-        **_model(pipe),
-        "sampling": {**sampling, **empty_prompt(pipe), **_scheduler(pipe)},
+        **(there if pipe is None else _drawing(pipe, sampling)),
         "prompts_from": prompts_from,
         "statistics": {"level": level, "resamples": resamples},
         "edits": {name: _edit_id(edit) for name, edit in edits.items()},
         **rulers.identity(),
     }
-    with open_result(out, identity, force=force) as store:
+    with open_result(out, identity, force=force, rejudge=rejudge) as store:
         wanted = {ORIGINAL: None, **{name: edit for name, edit in edits.items() if edit is not None}}
-        tables = {
-            name: pd.concat([t for cell, t in cells.items() if name in (ORIGINAL, cell.edit)]).drop_duplicates(
-                ["prompt", "seed"], ignore_index=True
-            )
-            for name in wanted
+        images = {
+            name: Images(store, rulers, world, name, _edit_id(edit), _samples_of(name, cells))
+            for name, edit in wanted.items()
         }
-        missing = {name: _to_draw(store, _edit_id(wanted[name]), table, rulers) for name, table in tables.items()}
-        with progress_bar(progress, sum(map(len, missing.values())), "images", unit="img") as advance:
-            for name, table in missing.items():
-                if len(table):
-                    logger.info("%s: %d images to draw", name, len(table))
-                    keep = _Keeper(store, name, _edit_id(wanted[name]), table, rulers, world, advance)
-                    _draw(pipe, wanted[name], table, keep, batch_size=batch_size, **sampling)
+        missing = {name: of.to_draw() for name, of in images.items()}
+        unseen = {name: of.to_measure() for name, of in images.items()}
+        if rejudge:
+            refuse_drawing(missing)
+        total = sum(map(len, [*missing.values(), *unseen.values()]))
+        with progress_bar(progress, total, "images", unit="img") as advance:
+            for name, of in images.items():
+                of.measure(unseen[name], advance)
+            for name, of in images.items():
+                if len(missing[name]):
+                    logger.info("%s: %d images to draw", name, len(missing[name]))
+                    of.draw(pipe, wanted[name], missing[name], advance, batch_size=batch_size, **sampling)
         measure = Measure(store, rulers, world, level=level, resamples=resamples)
         rows = [row for cell, table in cells.items() for row in measure.rows(cell, _edit_id(edits[cell.edit]), table)]
         result = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -162,61 +167,10 @@ def evaluate(
     return result
 
 
-@dataclass(frozen=True)
-class _Keeper:
-    """Judges a batch as soon as it is drawn and puts it into the store."""
-
-    store: ResultStore
-    edit: str
-    edit_id: str
-    table: pd.DataFrame
-    rulers: Rulers
-    world: Mapping[str, Any]
-    advance: Callable[[int], object]
-
-    def __call__(self, rows: range, images: np.ndarray) -> None:
-        part = self.table.iloc[rows.start : rows.stop]
-        samples = [
-            {"edit": self.edit, "edit_id": self.edit_id, "concept": c, "prompt_id": i, "prompt": p, "seed": int(seed)}
-            for c, i, p, seed in zip(part["concept"], part["prompt_id"], part["prompt"], part["seed"], strict=True)
-        ]
-        self.store.add(judged_rows(samples, images, self.rulers, self.world), images)
-        self.advance(len(part))
-
-
-def _to_draw(store: ResultStore, edit_id: str, table: pd.DataFrame, rulers: Rulers) -> pd.DataFrame:
-    """The samples without an image, or whose image is gone while something is still to be measured on it.
-
-    Stored images that only lack a measurement are measured here.
-    """
-    draw, measure = [], []
-    for place, (prompt, seed) in enumerate(zip(table["prompt"], table["seed"], strict=True)):
-        row = store.rows.get((edit_id, prompt, int(seed)))
-        if row is None:
-            draw.append(place)
-        elif rulers.lacking(row):
-            image = store.image(row)
-            if image is None:
-                draw.append(place)
-            else:
-                measure.append((row, image))
-    for start in range(0, len(measure), _AT_ONCE):
-        rows, images = zip(*measure[start : start + _AT_ONCE], strict=True)
-        found = rulers.measured(np.stack(images), [row["prompt"] for row in rows])
-        store.add(
-            [
-                {**row, "scores": row["scores"] | new["scores"], "values": row["values"] | new["values"]}
-                for row, new in zip(rows, found, strict=True)
-            ]
-        )
-    return table.iloc[draw].reset_index(drop=True)
-
-
-def _draw(pipe: Any, edit: EditLike | None, table: pd.DataFrame, keep: _Keeper, **sampling: Any) -> None:
-    from probe._generate import generate
-
-    with nullcontext() if edit is None else edit.applied(pipe):
-        generate(pipe, table[["prompt", "seed"]], progress=False, on_batch=keep, **sampling)
+def _samples_of(edit: str, cells: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
+    """All samples of an edit, each once; the unedited model has those of every edit."""
+    tables = [table for cell, table in cells.items() if edit in (ORIGINAL, cell.edit)]
+    return pd.concat(tables).drop_duplicates(["prompt", "seed"], ignore_index=True)
 
 
 def _concepts(concepts: Sequence[Any], world: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], list[Any]]:
@@ -257,16 +211,16 @@ def _sampling(pipe: Any, steps: int, guidance: float, height: int | None, width:
     return {"steps": steps, "guidance": guidance, "height": height, "width": width}
 
 
-def _model(pipe: Any) -> dict[str, Any]:
-    from probe import provenance
+def _drawing(pipe: Any, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides an image besides its edit, prompt and seed."""
+    from probe import compat, provenance
 
-    return {"model": provenance.fingerprint(pipe).to_json(), "lineage": provenance.lineage(pipe)}
-
-
-def _scheduler(pipe: Any) -> dict[str, Any]:
-    from probe import compat
-
-    return {"scheduler": {"class": type(pipe.scheduler).__name__, **compat.clean_config(pipe.scheduler)}}
+    scheduler = {"class": type(pipe.scheduler).__name__, **compat.clean_config(pipe.scheduler)}
+    return {
+        "model": provenance.fingerprint(pipe).to_json(),
+        "lineage": provenance.lineage(pipe),
+        "sampling": {**sampling, **empty_prompt(pipe), "scheduler": scheduler},
+    }
 
 
 def _check(

@@ -1,7 +1,8 @@
 """A result on disk: header.json, cells.csv, images.jsonl, and the images as PNG named by their content.
 
 ``images.jsonl`` grows by one line an image as soon as it is drawn and judged, and carries every measurement. So a
-killed evaluation loses one batch at most, and the table can be made again from the text files alone.
+killed evaluation loses one batch at most, and the table can be made again from the text files alone. Images do not
+depend on who judges them: another judge may look at them, and then the cells are that judge's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pandas as pd
 
 from probe import formats, provenance
 from probe._files import check_free, disk_errors, make_parent, remove, written_whole
+from probe._result_rows import Key, key_of, line_of, read_rows, upgrade, upgraded
 from probe.errors import BadInput, HeaderMismatch, StoreDamaged, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -29,39 +31,62 @@ COLUMNS = (
     *("value", "ci_low", "ci_high", "interval", "n", "n_failed", "original", "difference", "diff_low", "diff_high"),
 )
 KEYS = COLUMNS[:9]
-_OPEN_ENDED = ("edits", "judges", "metrics")  # a later call may add to these, never change them
-DECIMALS = 6  # of stored measurements
-_SMALLEST = 1e-4  # label scores below this are stored as 0, that is, not at all
-
-Key = tuple[str, str, int]
+_RULERS = ("judges", "metrics")
+_OPEN_ENDED = ("edits", *_RULERS)  # a later call may add to these; rulers change only where one asks for it
+_DRAWN_WITH = ("model", "lineage", "sampling")
 
 
 class ResultStore:
-    """The images of one result with what was measured on them: edit id, prompt, seed -> row of ``images.jsonl``."""
+    """The images of one result with what was measured on them: edit id, prompt, seed -> row of ``images.jsonl``.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[Key, dict[str, Any]] = {_key(row): row for row in read_rows(path, mend=True)}
+    ``header`` is the one that is there, if any. It gives way to one of ``identity`` when something is first written.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], header: Mapping[str, Any] | None) -> None:
+        self.path, self._identity, self._header = path, identity, header
+        self._begun = False
+        old = {} if header is None else header["identity"]
+        self.rows: dict[Key, dict[str, Any]] = {key_of(row): upgraded(row, old) for row in read_rows(path, mend=True)}
+
+    def begin(self) -> None:
+        """Make the folder one of this identity, if it is not yet."""
+        if self._begun:
+            return
+        there = self._header
+        if there is None:
+            _write_header(self.path, self._identity)
+        else:
+            if there["layout_version"] < 2:
+                upgrade(self.path, there["identity"])
+            if not _agree(there["identity"], self._identity):
+                _set_cells_aside(self.path, there["id"])
+            _write_header(self.path, _joined(there["identity"], self._identity))
+        self._begun = True
 
     def add(self, rows: Sequence[Mapping[str, Any]], images: np.ndarray | None = None) -> None:
         """Keep rows, with their uint8 images (s, y, x, 3) where these are new."""
+        self.begin()
         with disk_errors(self.path):
             names = [row["image"] for row in rows] if images is None else [self._keep(image) for image in images]
             lines = []
             for row, name in zip(rows, names, strict=True):
                 kept = {**row, "image": name}
-                self.rows[_key(kept)] = kept
-                lines.append(json.dumps(kept, ensure_ascii=False, allow_nan=False) + "\n")
+                self.rows[key_of(kept)] = kept
+                lines.append(line_of(kept))
             with (self.path / "images.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(lines)
 
-    def image(self, row: Mapping[str, Any]) -> np.ndarray | None:
-        """The image of a row, None where only the text files were kept."""
-        path = self.path / "images" / f"{row['image']}.png"
-        return read_png(path) if path.is_file() else None
+    def has_image(self, row: Mapping[str, Any]) -> bool:
+        """Whether the image of a row is there; of some results only the text files are kept."""
+        return self._image(row["image"]).is_file()
+
+    def image(self, row: Mapping[str, Any]) -> np.ndarray:
+        """The image of a row."""
+        return read_png(self._image(row["image"]))
 
     def write_cells(self, cells: pd.DataFrame) -> None:
         """Put these cells into ``cells.csv``; those of other keys stay."""
+        self.begin()
         if (self.path / "cells.csv").is_file():
             fresh = pd.MultiIndex.from_frame(cells[list(KEYS)])
             kept = read_results(self.path)
@@ -74,16 +99,24 @@ class ResultStore:
         from PIL import Image
 
         name = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()[:32]
-        path = self.path / "images" / f"{name}.png"
+        path = self._image(name)
         if not path.is_file():
             with written_whole(path, replace=True) as temporary:
                 Image.fromarray(image).save(temporary, format="png")
         return name
 
+    def _image(self, name: str) -> Path:
+        return self.path / "images" / f"{name}.png"
+
 
 @contextmanager
-def open_result(out: str | Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[ResultStore]:
-    """The result at ``out``, made or gone on with; one process at a time.
+def open_result(
+    out: str | Path, identity: Mapping[str, Any], *, force: bool, rejudge: bool = False
+) -> Iterator[ResultStore]:
+    """The result at ``out``, made or gone on with; one process at a time. ``rejudge`` lets judges and metrics change.
+
+    Where they do, the cells that are there go into a file of their own, ``cells-<id of their header>.csv``. Nothing
+    that is there changes before something is written, or the block ends well.
 
     Raises:
         HeaderMismatch: a result of another identity is there, and not ``force``.
@@ -101,17 +134,24 @@ def open_result(out: str | Path, identity: Mapping[str, Any], *, force: bool) ->
         remove(path)
         header = None
     elif header is not None:
-        _check(header["identity"], identity)
+        _check(header["identity"], identity, rejudge=rejudge)
     make_parent(path)
     with disk_errors(path):
         path.mkdir(exist_ok=True)
         lock = FileLock(path / ".lock")
     try:
         with lock.acquire(timeout=0):
-            _write_header(path, identity if header is None else _joined(header["identity"], identity))
-            yield ResultStore(path)
+            store = ResultStore(path, identity, header)
+            yield store
+            store.begin()
     except Timeout as error:
         raise BadInput("another process is writing this result", given=str(path)) from error
+
+
+def drawn_with(out: str | Path) -> dict[str, Any]:
+    """What the images of a result were drawn with, as its header has it: model, lineage, sampling."""
+    identity = _read_header(Path(out))["identity"]
+    return {key: identity[key] for key in _DRAWN_WITH if key in identity}
 
 
 def read_results(out: str | Path) -> pd.DataFrame:
@@ -143,9 +183,14 @@ def result_images(
         split: of the concept's prompts.
         n: at most so many samples.
 
+    Raises:
+        BadInput: no such samples, or their verdicts are not those of the judge that decides in this result.
+
     """
     path = Path(out)
-    rows = [row for row in read_rows(path) if row["prompt_id"].startswith(f"{concept}/{split}/")]
+    identity = _read_header(path)["identity"]
+    judge = identity["judges"].get("judge")
+    rows = [upgraded(row, identity) for row in read_rows(path) if row["prompt_id"].startswith(f"{concept}/{split}/")]
     by_edit: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for row in rows:
         by_edit.setdefault(row["edit"], {})[row["prompt"], row["seed"]] = row
@@ -159,36 +204,16 @@ def result_images(
     images, shown = {}, {}
     for name in chosen:
         picked = [by_edit[name][key] for key in shared]
+        if stale := [row["judge"] for row in picked if row["judge"] != judge]:
+            raise BadInput(
+                f"images of {concept} were judged by another judge",
+                given=stale[0],
+                expected=judge,
+                fix="evaluate them with rejudge=True",
+            )
         images[name] = np.stack([read_png(path / "images" / f"{row['image']}.png") for row in picked])
         shown[name] = [row["shown"] == 1 for row in picked]
     return images, [prompt for prompt, _ in shared], shown
-
-
-def read_rows(path: Path, *, mend: bool = False) -> list[dict[str, Any]]:
-    """The rows of ``images.jsonl``, the last of each image. A torn last line is left out, and with ``mend`` cut off.
-
-    Raises:
-        StoreDamaged: a line before the last is no row.
-
-    """
-    file = path / "images.jsonl"
-    if not file.is_file():
-        return []
-    lines = file.read_bytes().split(b"\n")
-    torn = lines.pop()
-    if torn:
-        logger.warning("%s ends within a line; that image is drawn again", file)
-        if mend:
-            with file.open("r+b") as whole:
-                whole.truncate(file.stat().st_size - len(torn))
-    rows = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            rows[_key(row)] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreDamaged("a line of images.jsonl is no row", given=f"{file}, line {number}") from error
-    return list(rows.values())
 
 
 def read_png(path: Path) -> np.ndarray:
@@ -202,34 +227,8 @@ def read_png(path: Path) -> np.ndarray:
         raise StoreDamaged("an image of this result cannot be read", given=str(path), fix="delete the file") from error
 
 
-def pack_scores(scores: np.ndarray, labels: Sequence[str]) -> dict[str, float | None]:
-    """Label scores (label,) as they are stored: six decimals, zeros left out, NaN as null."""
-    found = np.round(np.asarray(scores, dtype=np.float64), DECIMALS)
-    found[np.abs(found) < _SMALLEST] = 0.0
-    return {
-        label: None if np.isnan(score) else float(score)
-        for label, score in zip(labels, found, strict=True)
-        if score != 0
-    }
-
-
-def unpack_scores(rows: Iterable[Mapping[str, Any]], role: str, labels: Sequence[str]) -> np.ndarray:
-    """Label scores (s, label) of stored rows."""
-    place = {label: i for i, label in enumerate(labels)}
-    stored = [row["scores"][role] for row in rows]
-    scores = np.zeros((len(stored), len(labels)))
-    for s, found in enumerate(stored):
-        for label, score in found.items():
-            scores[s, place[label]] = np.nan if score is None else score
-    return scores
-
-
 def _only_hidden(path: Path) -> bool:
     return path.is_dir() and all(child.name.startswith(".") for child in path.iterdir())
-
-
-def _key(row: Mapping[str, Any]) -> Key:
-    return row["edit_id"], row["prompt"], int(row["seed"])
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -247,18 +246,33 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 def _write_header(path: Path, identity: Mapping[str, Any]) -> None:
     header = {**formats.header("result"), **provenance.stamp(identity)}
-    if (path / "header.json").is_file() and _read_header(path)["id"] == header["id"]:
-        return
+    if (path / "header.json").is_file():
+        there = _read_header(path)
+        if (there["id"], there["layout_version"]) == (header["id"], header["layout_version"]):
+            return
     with written_whole(path / "header.json", replace=True) as temporary:
         temporary.write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
 
 
-def _check(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def _set_cells_aside(path: Path, header_id: str) -> None:
+    if (path / "cells.csv").is_file():
+        aside = path / f"cells-{header_id}.csv"
+        (path / "cells.csv").replace(aside)
+        logger.warning(
+            "the former judge's cells are in %s; repeat every call with rejudge=True that cells.csv should hold", aside
+        )
+
+
+def _check(there: Mapping[str, Any], here: Mapping[str, Any], *, rejudge: bool = False) -> None:
     fixed = [key for key in dict.fromkeys([*there, *here]) if key not in _OPEN_ENDED]
     provenance.check_same(there, here, "the result in this folder", keys=fixed)
     for part in _OPEN_ENDED:
+        if part in _RULERS and rejudge:
+            continue
         both = [key for key in there.get(part, {}) if key in here.get(part, {})]
-        provenance.check_same(there.get(part, {}), here.get(part, {}), f"the result in this folder, {part}", keys=both)
+        fix = "rejudge=True measures the stored images again" if part in _RULERS else None
+        what = f"the result in this folder, {part}"
+        provenance.check_same(there.get(part, {}), here.get(part, {}), what, keys=both, fix=fix)
 
 
 def _agree(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from probe.errors import BadInput, StoreDamaged, unknown_name
 
-LAYOUT_VERSIONS = {"run": 1, "trajectory": 1, "neuron_map": 1, "selectivity": 1, "edit": 1, "result": 1}
+LAYOUT_VERSIONS = {"run": 1, "trajectory": 1, "neuron_map": 1, "selectivity": 1, "edit": 1, "result": 2}
 
 _PREFIX = "neuron-workbench/"
 

@@ -295,6 +295,13 @@ def test_evaluate_and_what_is_made_of_a_result(
     assert len(found["cells"]) == len(cells)
     figure = ["-o", tmp_path / "tradeoff.png", "--dpi", "50"]
     document(capsys, "probe", "plot", tmp_path / "result", "--kept", "neighbours", *figure)
+    other = "other colours of the command line"
+    if other not in probe.detect.detectors():
+        probe.detect.register_detector(other, lambda: Colours("other", shift=1))
+    absent = [*edits[:2], "--model", tmp_path / "no model is loaded", *few, "--judge", other, *judged[2:], "--rejudge"]
+    again = document(capsys, "probe", "evaluate", *absent)["cells"]
+    assert [cell["n"] for cell in again] == [cell["n"] for cell in cells]
+    assert len(list((tmp_path / "result").glob("cells-*.csv"))) == 1
 
 
 def test_record_a_concept(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

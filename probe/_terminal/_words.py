@@ -44,6 +44,7 @@ WORDS = {
     "judge": "detector that decides; the one that the concepts name unless given",
     "second": "detector of the column rate_second",
     "clip": "folder of the CLIP model of clip_score; the embedded judge unless given",
+    "rejudge": "measure the images in --out by other judges or metrics; nothing is drawn and no model is loaded",
     "level": "confidence level of all intervals",
     "resamples": "resamples of the bootstrap",
     # scores

@@ -32,7 +32,7 @@ def evaluate(
         return task.plan(edits=edits, concept=concept, world=world)
     loaded = _load(edits)
     table = probe.evaluate(
-        task.pipeline(),
+        None if task.config.get("rejudge") else task.pipeline(),
         loaded,
         concept,
         world=probe.concepts(world),

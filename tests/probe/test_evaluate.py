@@ -10,7 +10,8 @@ import pytest
 from probe import _evaluate, _generate, stats
 from probe._eval_measure import _common
 from probe._eval_samples import cell_samples
-from probe._result import COLUMNS, read_results, read_rows
+from probe._result import COLUMNS, read_results
+from probe._result_rows import read_rows
 from probe.errors import BadInput, HeaderMismatch, UnknownName
 from probe.testing import tiny_pipeline
 from tests.probe.measuring import Colours, FakeConcept, ScaledWeight, concept, small_world
@@ -170,6 +171,112 @@ def test_a_further_metric_looks_at_the_stored_pictures_or_draws_them_again(pipe,
     before = drawn()
     run(pipe, out, metrics=("rate", "rate_second"))
     assert drawn() == before, "everything was measured already"
+
+
+def test_another_judge_looks_at_the_stored_pictures(pipe, tmp_path, drawn):
+    """The table is that of a result that was judged so from the start; nothing is drawn, nothing is lost."""
+    first = run(pipe, tmp_path / "r")
+    fresh = run(pipe, tmp_path / "fresh", judge=Colours("another", shift=1))
+    assert not first["value"].equals(fresh["value"]), "the test would see nothing"
+    before, rows = drawn(), read_rows(tmp_path / "r")
+    pictures = {p.name for p in (tmp_path / "r" / "images").iterdir()}
+    judge = Colours("another", shift=1)
+    table = run(None, tmp_path / "r", judge=judge, rejudge=True)
+    pd.testing.assert_frame_equal(table, fresh)
+    assert drawn() == before
+    assert judge.seen == 12
+    assert {p.name for p in (tmp_path / "r" / "images").iterdir()} == pictures
+    for old, new in zip(rows, read_rows(tmp_path / "r"), strict=True):
+        assert (old["judge"], new["judge"]) == ("colours", "another")
+        assert new["scores"].items() > old["scores"].items(), "what the first judge said is kept"
+    pd.testing.assert_frame_equal(read_results(tmp_path / "r"), read_results(tmp_path / "fresh"))
+    (aside,) = (tmp_path / "r").glob("cells-*.csv")
+    assert len(pd.read_csv(aside)) == len(first)
+
+
+def test_the_first_judge_may_decide_again_without_looking(pipe, tmp_path):
+    first = run(pipe, tmp_path / "r")
+    run(None, tmp_path / "r", judge=Colours("another", shift=1), rejudge=True)
+    shutil.rmtree(tmp_path / "r" / "images")
+    judge = Colours()
+    pd.testing.assert_frame_equal(run(None, tmp_path / "r", judge=judge, rejudge=True), first)
+    assert judge.seen == 0
+    fresh = read_rows(tmp_path / "r")
+    run(pipe, tmp_path / "fresh")
+    assert [row["shown"] for row in fresh] == [row["shown"] for row in read_rows(tmp_path / "fresh")]
+
+
+def test_a_killed_judging_goes_on(pipe, tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr("probe._eval_images._AT_ONCE", 5)
+    run(pipe, tmp_path / "r")
+    before = drawn()
+    with pytest.raises(KeyboardInterrupt):
+        run(None, tmp_path / "r", judge=Colours("another", shift=1, fail_after=5), rejudge=True)
+    judge = Colours("another", shift=1)
+    table = run(pipe, tmp_path / "r", judge=judge)
+    assert (judge.seen, drawn()) == (12 - 5, before)
+    pd.testing.assert_frame_equal(table, run(pipe, tmp_path / "fresh", judge=judge))
+
+
+def test_further_calls_add_the_other_cells_of_the_new_judge(pipe, tmp_path, drawn):
+    run(pipe, tmp_path / "r")
+    run(pipe, tmp_path / "r", concepts=["castle"])
+    before, judge = drawn(), Colours("another", shift=1)
+    run(None, tmp_path / "r", judge=judge, rejudge=True)
+    assert set(read_results(tmp_path / "r")["concept"]) == {"church"}
+    with pytest.raises(BadInput, match="another judge"):
+        _evaluate.result_images(tmp_path / "r", "castle")
+    run(None, tmp_path / "r", concepts=["castle"], judge=judge, rejudge=True)
+    assert set(read_results(tmp_path / "r")["concept"]) == {"church", "castle"}
+    assert _evaluate.result_images(tmp_path / "r", "castle")[1]
+    assert drawn() == before
+
+
+def test_a_second_judge_and_the_pictures_own_metrics_may_change_too(pipe, tmp_path, drawn):
+    first = run(pipe, tmp_path / "r")
+    before = drawn()
+    with pytest.raises(HeaderMismatch, match=r"second differs.*rejudge=True"):
+        run(pipe, tmp_path / "r", second=Colours("third", shift=2))
+    judge = Colours()
+    table = run(None, tmp_path / "r", judge=judge, second=Colours("third", shift=2), rejudge=True)
+    assert (drawn(), judge.seen) == (before, 0), "the judge that is still the same does not look again"
+    rest = table["metric"] != "rate_second"
+    pd.testing.assert_frame_equal(table[rest], first[rest])
+    assert not table[~rest]["value"].equals(first[~rest]["value"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"n_prompts": None, "splits": ("explicit", "neighbours")}, BadInput, "no images to judge"),
+        ({"seed_sets": (1,)}, BadInput, "no images to judge"),
+        ({"edits": {"scaled": ScaledWeight(0.9)}}, HeaderMismatch, "scaled"),
+        ({"prompts_from": "tune"}, HeaderMismatch, "prompts_from"),
+        ({"rejudge": False}, BadInput, "needs a pipeline"),
+    ],
+)
+def test_what_cannot_be_judged_again_leaves_everything_as_it_was(pipe, tmp_path, options, error, words):
+    run(pipe, tmp_path / "r")
+    files = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
+    with pytest.raises(error, match=words):
+        run(None, tmp_path / "r", **{"judge": Colours("another", shift=1), "rejudge": True, **options})
+    assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == files
+
+
+def test_pictures_that_are_gone_cannot_be_judged_again(pipe, tmp_path):
+    run(pipe, tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "images")
+    with pytest.raises(BadInput, match="12 samples"):
+        run(None, tmp_path / "r", judge=Colours("another"), rejudge=True)
+    with pytest.raises(BadInput, match="no result here"):
+        run(pipe, tmp_path / "nowhere", rejudge=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_another_model_is_refused_also_for_judging(pipe, tmp_path):
+    run(pipe, tmp_path / "r")
+    with pytest.raises(HeaderMismatch, match="model"):
+        run(tiny_pipeline(seed=1), tmp_path / "r", rejudge=True)
 
 
 def test_failed_judgements_are_counted_and_left_out(pipe, tmp_path):

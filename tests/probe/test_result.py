@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probe import formats
-from probe._result import (
-    COLUMNS,
-    open_result,
-    pack_scores,
-    read_results,
-    read_rows,
-    result_images,
-    unpack_scores,
-)
+from probe._result import COLUMNS, drawn_with, open_result, read_results, result_images
+from probe._result_rows import pack_scores, read_rows, unpack_scores
 from probe.errors import BadInput, HeaderMismatch, StoreDamaged, UnknownName
 
 IDENTITY = {"model": "a", "edits": {"one": "1"}, "judges": {"judge": "j"}, "metrics": {"rate": "rate/1"}}
@@ -27,7 +21,7 @@ IDENTITY = {"model": "a", "edits": {"one": "1"}, "judges": {"judge": "j"}, "metr
 
 def row(edit: str = "original", prompt: str = "a church", seed: int = 0, **more) -> dict:
     return {"edit": edit, "edit_id": edit, "concept": "church", "prompt_id": "church/explicit/0", "prompt": prompt,
-            "seed": seed, "image": None, "shown": 1, "scores": {}, "values": {}, **more}  # fmt: skip
+            "seed": seed, "image": None, "judge": "j", "shown": 1, "scores": {}, "values": {}, **more}  # fmt: skip
 
 
 def cells(edit: str, value: float) -> pd.DataFrame:
@@ -40,8 +34,8 @@ def cells(edit: str, value: float) -> pd.DataFrame:
 def test_scores_come_back_as_stored(values):
     labels = [f"object/{i}" for i in range(len(values))]
     packed = pack_scores(np.array(values), labels)
-    line = json.dumps({"scores": {"judge": packed}}, allow_nan=False)
-    found = unpack_scores([json.loads(line)], "judge", labels)[0]
+    line = json.dumps({"scores": {"a": packed}}, allow_nan=False)
+    found = unpack_scores([json.loads(line)], "a", labels)[0]
     assert np.allclose(found, values, atol=1e-4, equal_nan=True)
     again = pack_scores(found, labels)
     assert again == packed, "what is stored is read without a further loss"
@@ -100,7 +94,7 @@ def test_more_edits_judges_and_metrics_may_join_but_none_may_change(tmp_path):
     header = json.loads((out / "header.json").read_text())
     assert header["identity"]["edits"] == {"one": "1", "two": "2"}
     assert header["identity"]["metrics"] == {"rate": "rate/1", "broken": "b/1"}
-    assert formats.check_header(header, "result", out) == 1
+    assert formats.check_header(header, "result", out) == 2
     for key, value in (("model", "b"), ("edits", {"one": "3"}), ("judges", {"judge": "k"}), ("extra", 1)):
         with pytest.raises(HeaderMismatch, match=key), open_result(out, {**IDENTITY, key: value}, force=False):
             pass
@@ -155,9 +149,10 @@ def test_result_images_pairs_samples_and_puts_the_original_first(tmp_path):
         result_images(tmp_path / "r", "castle")
 
 
-def test_a_result_of_layout_1_is_read():
+@pytest.mark.parametrize("version", range(1, formats.LAYOUT_VERSIONS["result"] + 1))
+def test_results_of_every_layout_are_read(version):
     """Made by `probe.evaluate` on a tiny pipeline; never to be written again."""
-    folder = Path(__file__).parents[1] / "formats" / "result_v1"
+    folder = Path(__file__).parents[1] / "formats" / f"result_v{version}"
     table = read_results(folder)
     assert list(table.columns) == list(COLUMNS)
     assert set(table["split"]) == {"explicit", "preserve_test"}
@@ -170,3 +165,67 @@ def test_a_result_of_layout_1_is_read():
     explicit = table[(table["split"] == "explicit") & (table["metric"] == "rate")].iloc[0]
     assert (np.mean(shown["original"]), np.mean(shown["scaled"])) == (explicit["original"], explicit["value"])
     assert all("church" in prompt for prompt in prompts)
+
+
+def v1(tmp_path: Path) -> Path:
+    return shutil.copytree(Path(__file__).parents[1] / "formats" / "result_v1", tmp_path / "r")
+
+
+def test_a_result_of_layout_1_goes_on_as_one_of_layout_2(tmp_path):
+    """Scores by role get the id of their judge, which the header knew."""
+    out = v1(tmp_path)
+    before = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
+    identity = json.loads((out / "header.json").read_text())["identity"]
+    with open_result(out, identity, force=False) as store:
+        for row in before:
+            found = store.rows[row["edit_id"], row["prompt"], row["seed"]]
+            assert found["scores"] == {"colours": row["scores"]["judge"]}
+            assert (found["judge"], found["shown"]) == ("colours", row["shown"])
+        assert "judge" not in json.loads((out / "images.jsonl").read_text().splitlines()[0]), "not yet"
+    assert formats.check_header(json.loads((out / "header.json").read_text()), "result", out) == 2
+    after = read_rows(out)
+    assert len(after) == len(before)
+    assert all(set(row["scores"]) == {"colours"} for row in after)
+
+
+def test_an_upgrade_that_was_killed_before_the_header_is_made_again(tmp_path):
+    out = v1(tmp_path)
+    old = (out / "header.json").read_text()
+    identity = json.loads(old)["identity"]
+    with open_result(out, identity, force=False):
+        pass
+    rows = (out / "images.jsonl").read_text()
+    (out / "header.json").write_text(old)
+    with open_result(out, identity, force=False):
+        pass
+    assert (out / "images.jsonl").read_text() == rows
+
+
+def test_another_judge_sets_the_cells_aside_and_nothing_else(tmp_path, caplog):
+    out = v1(tmp_path)
+    header = json.loads((out / "header.json").read_text())
+    cells, identity = (out / "cells.csv").read_text(), header["identity"]
+    other = {**identity, "judges": {"judge": "other"}}
+    with pytest.raises(HeaderMismatch, match="rejudge=True"), open_result(out, other, force=False):
+        pass
+    with open_result(out, other, force=False, rejudge=True) as store:
+        assert {row["judge"] for row in store.rows.values()} == {"colours"}
+        assert (out / "cells.csv").exists(), "not yet"
+    assert (out / f"cells-{header['id']}.csv").read_text() == cells
+    assert "former judge" in caplog.text
+    assert not (out / "cells.csv").exists()
+    assert drawn_with(out) == {key: identity[key] for key in ("model", "lineage", "sampling")}
+    with (
+        pytest.raises(HeaderMismatch, match="edits"),
+        open_result(out, {**other, "edits": {"scaled": "scaled-3"}}, force=False, rejudge=True),
+    ):
+        pass
+
+
+def test_what_fails_before_anything_is_written_changes_nothing(tmp_path):
+    out = v1(tmp_path)
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    other = {**json.loads((out / "header.json").read_text())["identity"], "judges": {"judge": "other"}}
+    with pytest.raises(ZeroDivisionError), open_result(out, other, force=False, rejudge=True):
+        raise ZeroDivisionError
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"} == files
