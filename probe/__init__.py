@@ -60,6 +60,7 @@ _EXPORTS = {
     "concepts": "world",
     "Detector": "detect",
     "detector": "detect",
+    "register_detector": "detect",
     "evaluate": "_evaluate",
     "plot_before_after": "plots",
     "plot_layer_density": "plots",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from ._trajectory import Trajectory as Trajectory
     from .detect import Detector as Detector
     from .detect import detector as detector
+    from .detect import register_detector as register_detector
     from .errors import AmbiguousBatch as AmbiguousBatch
     from .errors import BadInput as BadInput
     from .errors import EditConflict as EditConflict

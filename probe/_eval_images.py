@@ -65,7 +65,13 @@ class Images:
 
         def keep(rows: range, images: np.ndarray) -> None:
             part = samples.iloc[rows.start : rows.stop]
-            blank = {"edit": self.edit, "edit_id": self.edit_id, "image": None, "scores": {}, "values": {}}
+            blank: dict[str, Any] = {
+                "edit": self.edit,
+                "edit_id": self.edit_id,
+                "image": None,
+                "scores": {},
+                "values": {},
+            }
             block: list[dict[str, Any]] = [
                 {**blank, "concept": c, "prompt_id": i, "prompt": p, "seed": int(seed)}
                 for c, i, p, seed in zip(part["concept"], part["prompt_id"], part["prompt"], part["seed"], strict=True)
@@ -91,7 +97,7 @@ class Images:
         found = self.rulers.measured(images, [block[place]["prompt"] for place in places], wanted)
         for place, new in zip(places, found, strict=True):
             row = block[place]
-            block[place] = {**row, **{part: row[part] | new[part] for part in new}}
+            block[place] = {**row, **{part: row.get(part, {}) | new[part] for part in new}}
 
     def _stored(self) -> Iterator[dict[str, Any] | None]:
         for prompt, seed in zip(self.table["prompt"], self.table["seed"], strict=True):
@@ -100,7 +106,7 @@ class Images:
 
 def refuse_drawing(missing: Mapping[str, pd.DataFrame]) -> None:
     """Raise `BadInput` where images would have to be drawn that should only be judged again."""
-    if total := sum(map(len, missing.values())):
+    if total := sum(len(table) for table in missing.values()):
         name, table = next((name, table) for name, table in missing.items() if len(table))
         raise BadInput(
             "there are no images to judge again",
