@@ -117,14 +117,17 @@ class Rulers:
         failed = ~images.reshape(len(images), -1).any(axis=1)
         for numbers in (*scores.values(), *values.values(), *features.values()):
             numbers[failed] = np.nan
-        return [
+        rows: list[dict[str, Any]] = [
             {
                 "scores": {name: pack_scores(found[s], judges[name].labels) for name, found in scores.items()},
                 "values": {n: None if np.isnan(v[s]) else round(float(v[s]), DECIMALS) for n, v in values.items()},
             }
-            | ({"features": {name: pack_feature(found[s]) for name, found in features.items()}} if features else {})
             for s in range(len(images))
         ]
+        for name, found in features.items():
+            for row, feature in zip(rows, found, strict=True):
+                row["features"] = {name: pack_feature(feature)}
+        return rows
 
     def verdicts(self, rows: Sequence[Mapping[str, Any]], world: Mapping[str, Any]) -> list[dict[str, Any]]:
         """``judge`` and ``shown`` of rows with scores: who decides, and whether each shows its own concept."""

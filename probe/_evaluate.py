@@ -141,10 +141,10 @@ def evaluate(
         for seed_set in seed_sets
     }
     of_name = {concept.name: concept for concept in chosen}
-    references = {
-        cell: samples(cell.edit, of_name[cell.concept], cell.split, cell.seed_set + 1)
-        for cell in (cells if rulers.of_sets else ())
-    }
+    references: dict[Cell, pd.DataFrame] = {}
+    if rulers.of_sets:
+        for cell in cells:
+            references[cell] = samples(cell.edit, of_name[cell.concept], cell.split, cell.seed_set + 1)
     rulers = rulers.check({name for table in cells.values() for name in table["concept"]}, world)
     sampling = {} if pipe is None else _sampling(pipe, steps, guidance, height, width)
     identity = {
@@ -186,7 +186,8 @@ def evaluate(
 def _samples_of(edit: str, cells: Mapping[Cell, pd.DataFrame], references: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
     """All samples of an edit, each once; the unedited model has those of every edit, and all references."""
     tables = [table for cell, table in cells.items() if edit in (ORIGINAL, cell.edit)]
-    tables += references.values() if edit == ORIGINAL else ()
+    if edit == ORIGINAL:
+        tables.extend(references.values())
     return pd.concat(tables).drop_duplicates(["prompt", "seed"], ignore_index=True)
 
 

@@ -137,7 +137,8 @@ def register_detector(
     else:
         from probe.detect._function import from_function
 
-        _MAKERS[name] = lambda: from_function(make, labels, thresholds=thresholds, name=name, version=version)
+        known = tuple(labels)
+        _MAKERS[name] = lambda: from_function(make, known, thresholds=thresholds, name=name, version=version)
     _loaded.cache_clear()
 
 
