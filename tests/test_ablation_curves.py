@@ -15,7 +15,7 @@ from probe._neuron_map import NeuronMap
 from probe._sites import Site
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "claims" / "ablation_curves.py"
-WIDTHS = (40, 80)
+WIDTHS = (400, 800)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def maps() -> dict[str, NeuronMap]:
     """One method likes the first site, the other the second; a third chooses five neurons only."""
     n = sum(WIDTHS)
     falling = 1 + np.arange(n, dtype=np.float32)[::-1]
-    sparse = np.where(np.arange(n) % 25 == 3, 1, 0).astype(np.float32)
+    sparse = np.where(np.arange(n) % 250 == 3, 1, 0).astype(np.float32)
     few = np.where(np.arange(n) < 12, 1, np.nan).astype(np.float32)
     return {
         name: made_map(score, name)
@@ -54,17 +54,17 @@ def neurons_of(point) -> np.ndarray:
 
 
 def test_the_top_of_a_method_is_what_it_puts_above_nothing(claim, maps):
-    found = {(p.method, p.k, p.mode): p for p in claim.points(maps, np.ones(120), (10, 50), 0)}
+    found = {(p.method, p.k, p.mode): p for p in claim.points(maps, np.ones(1200), (10, 50), 0)}
     assert neurons_of(found["first", 10, "mean"]).tolist() == list(range(10))
-    assert neurons_of(found["last", 10, "mean"]).tolist() == list(range(110, 120))
-    assert neurons_of(found["sparse", 50, "zero"]).tolist() == [3, 28, 53, 78, 103]
+    assert neurons_of(found["last", 10, "mean"]).tolist() == list(range(1190, 1200))
+    assert neurons_of(found["sparse", 50, "zero"]).tolist() == [3, 253, 503, 753, 1003]
     assert ("few", 10, "mean") in found
     assert ("few", 50, "mean") not in found, "it scored 12 neurons"
     assert ("first", 10, "zero") not in found
 
 
 def test_random_neurons_have_site_and_activation_of_those_they_stand_for(claim, maps):
-    active = np.random.default_rng(0).lognormal(sigma=2, size=120)
+    active = np.random.default_rng(0).lognormal(sigma=2, size=1200)
     del maps["few"]
     points = claim.points(maps, active, (10,), 2)
     chosen = np.concatenate([neurons_of(p) for p in points if p.method != "random"])
@@ -72,7 +72,7 @@ def test_random_neurons_have_site_and_activation_of_those_they_stand_for(claim, 
     assert not np.isin([first, second], chosen).any()
     assert len(set(first)) == len(set(second)) == 10
     assert first.tolist() != second.tolist()
-    free = np.setdiff1d(np.arange(120), chosen)
+    free = np.setdiff1d(np.arange(1200), chosen)
     site = np.repeat([0, 1], WIDTHS)
     pool = np.flatnonzero(site == 0)[:8]
     found = claim.matched(pool, 4, site, active, pool, seed=3)
@@ -80,12 +80,15 @@ def test_random_neurons_have_site_and_activation_of_those_they_stand_for(claim, 
     gap = np.abs(np.log(np.sort(active[found])) - np.log(np.sort(active[pool]))[:, None]).min(0).mean()
     blind = np.abs(np.log(active[free]) - np.log(active[pool]).mean()).mean()
     assert gap < blind / 2, "nearer than any neuron would be"
+    crowded = claim.matched(pool, 4, site, active, np.arange(399), seed=3)
+    assert 399 in crowded, "what is in nobody's top comes first"
+    assert not np.isin(crowded, pool).any()
     with pytest.raises(SystemExit, match="no neuron is left"):
-        claim.matched(np.arange(40), 4, site, active, np.arange(40), seed=0)
+        claim.matched(np.arange(400), 4, site, active, np.arange(400), seed=0)
 
 
 def test_rows_and_figure(claim, maps, tmp_path):
-    points = claim.points(maps, np.ones(120), (10, 50), 2)
+    points = claim.points(maps, np.ones(1200), (10, 50), 2)
     facts = {f"edit {i}": point for i, point in enumerate(points)}
     cell = {"seed_set": 0, "value": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n": 4, "n_failed": 0, "original": 1.0,
             "difference": -0.5, "diff_low": -1.0, "diff_high": 0.0, "concept": "church"}  # fmt: skip

@@ -5,7 +5,8 @@
 Per concept: maps from 40 tuning prompts and their neighbour references; then the top 10, 50 and 200 neurons of each
 method take their mean over prompts of ``preserve_fit`` (top 50 also zero), and 24 test prompts of the concept and 36 of
 ``preserve_test`` are drawn and judged. Random neurons stand beside them, two draws of every size: from the same sites
-as the methods' choices, each about as active on the concept's prompts as the neuron it stands for, and in nobody's top.
+as the methods' choices, each about as active on the concept's prompts as the neuron it stands for, and in nobody's top
+as long as the site has such.
 Neurons that a method does not put above 0 are not silenced, even if its top k holds them (a sparse probe has few);
 ``silenced`` counts the others. A method that scored fewer than k neurons has no such point.
 
@@ -159,19 +160,26 @@ def top(nm: Any, k: int) -> np.ndarray:
 def matched(
     pool: np.ndarray, k: int, site: np.ndarray, active: np.ndarray, taken: np.ndarray, *, seed: int
 ) -> np.ndarray:
-    """k random neurons (k,): each of the site, and about the activation, of one drawn from ``pool``; none is taken."""
+    """k random neurons (k,): each of the site, and about the activation, of one drawn from ``pool``.
+
+    None is ``taken`` as long as the site has others, and none is in ``pool``.
+    """
     rng = np.random.default_rng([seed, k])
-    free = np.ones(len(site), dtype=bool)
+    outside = np.ones(len(site), dtype=bool)
+    outside[pool] = False
+    free = outside.copy()
     free[taken] = False
     level = np.log(np.maximum(active, 1e-12))
     found = []
     for model in rng.choice(pool, k, replace=False):
         there = np.flatnonzero(free & (site == site[model]))
         if len(there) == 0:
+            there = np.flatnonzero(outside & (site == site[model]))
+        if len(there) == 0:
             raise SystemExit(f"no neuron is left to match one of site {site[model]}: take fewer, or fewer methods")
         near = there[np.argsort(np.abs(level[there] - level[model]), kind="stable")[:NEAREST]]
         found.append(rng.choice(near))
-        free[found[-1]] = False
+        free[found[-1]] = outside[found[-1]] = False
     return np.sort(found)
 
 
