@@ -205,7 +205,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     concepts = list(dict.fromkeys(table["concept"]))
     methods = [name for name in dict.fromkeys(table["method"]) if name != "random"]
     styles = {**{name: {"color": COLOURS[i % 6], "marker": "osD^vP"[i % 6]} for i, name in enumerate(methods)},
-              "random": {"color": "0.55", "marker": "x", "linestyle": ":"}}  # fmt: skip
+              "random": {"color": "0.55", "marker": "X", "linestyle": ":"}}  # fmt: skip
     figure = Figure(figsize=(3.4 * len(concepts) + 1, 6.4))
     grid = figure.subplots(2, len(concepts), sharex=True, sharey="row", squeeze=False)
     for column, concept in enumerate(concepts):
