@@ -65,6 +65,7 @@ _EXPORTS = {
     "concepts": "world",
     "Detector": "detect",
     "detector": "detect",
+    "register_detector": "detect",
     "evaluate": "_evaluate",
     "plot_ablation_curves": "plots",
     "plot_activations": "plots",
@@ -116,6 +117,7 @@ if TYPE_CHECKING:
     from .attention import zero_attention as zero_attention
     from .detect import Detector as Detector
     from .detect import detector as detector
+    from .detect import register_detector as register_detector
     from .errors import AmbiguousBatch as AmbiguousBatch
     from .errors import BadInput as BadInput
     from .errors import EditConflict as EditConflict

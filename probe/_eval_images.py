@@ -97,7 +97,7 @@ class Images:
         found = self.rulers.measured(images, [block[place]["prompt"] for place in places], wanted)
         for place, new in zip(places, found, strict=True):
             row = block[place]
-            block[place] = {**row, **{part: row[part] | new[part] for part in new}}
+            block[place] = {**row, **{part: row.get(part, {}) | new[part] for part in new}}
 
     def _stored(self) -> Iterator[dict[str, Any] | None]:
         for prompt, seed in zip(self.table["prompt"], self.table["seed"], strict=True):

@@ -61,6 +61,10 @@ def evaluate(
     with cluster bootstrap. Others *lose* the negative of the difference on ``neighbours`` or ``preserve_test``, where
     each image is judged on its own prompt's concept.
 
+    Distances between sets (``kid``, ``frechet``) are taken from the unedited model's pictures of the same prompts from
+    the next seed set, which are drawn too. Their ``original`` is the distance of the unedited pictures, the floor, and
+    ``difference`` what the edit adds. ``feature_distance`` compares each picture with the unedited one of its sample.
+
     Every drawn and judged image is kept in ``out`` at once: the same call goes on where it was cut off, and a later
     call with further edits, concepts, splits or prompts draws only what is new. ``cells.csv`` collects the cells of all
     calls. Measurements are kept under the id of the judge or metric that made them, and each is made once.
@@ -79,9 +83,12 @@ def evaluate(
         prompts_from: ``test`` prompts to report on, ``tune`` prompts to choose settings with.
         erased: what an edit erases beyond the row's concept: edit -> names; they drop out as well.
         metrics: registered names.
-        judge: the detector that decides, by name or as an object; by default the one the concepts name.
-        second: the detector of ``rate_second``.
-        clip: folder of the CLIP model of ``clip_score``; the embedded judge by default.
+        judge: the detector that decides: a name, an object, or any function of uint8 pictures (n, y, x, 3) that gives
+            each a score for the one concept, shown from 0.5 on. By default the one the concepts name. Where they name
+            none either, rates are NaN, and a warning says why.
+        second: the detector of ``rate_second``; the default is left out where it does not know the concepts.
+        clip: folder of the CLIP model of ``clip_score`` (the embedded judge by default) and of the judge
+            ``clip_zero_shot``.
         steps, guidance, batch_size, height, width: of sampling.
         level: confidence level of all intervals.
         resamples: of the bootstrap.
@@ -95,7 +102,7 @@ def evaluate(
         ci_high, interval, n, n_failed, original, difference, diff_low, diff_high``.
 
     Raises:
-        UnknownName: a concept, split, metric or judge; carries the nearest.
+        UnknownName: a concept, split, metric or judge, or a concept that the judge has no label for.
         HeaderMismatch: ``out`` holds a result of another model, sampler, judge or edit of the same name.
         BadInput: nothing to evaluate, or ``out`` is something else, or lacks an image that should be judged again.
 
@@ -109,7 +116,7 @@ def evaluate(
             raise BadInput(f"{name} must be at least 1", given=value)
     stats.wilson(0, 0, level)  # refuses a level outside (0, 1)
     world, chosen = _concepts(concepts, world)
-    rulers = Rulers.of(metrics, judge, second, clip, chosen)
+    rulers = Rulers.of(metrics, judge, second, clip, chosen, world)
     erased = dict(erased or {})
     if stray := [name for name in erased if name not in edits]:
         raise unknown_name("edit in erased", stray[0], edits)
@@ -133,7 +140,12 @@ def evaluate(
         for split in splits
         for seed_set in seed_sets
     }
-    rulers.check({name for table in cells.values() for name in table["concept"]}, world)
+    of_name = {concept.name: concept for concept in chosen}
+    references: dict[Cell, pd.DataFrame] = {}
+    if rulers.of_sets:
+        for cell in cells:
+            references[cell] = samples(cell.edit, of_name[cell.concept], cell.split, cell.seed_set + 1)
+    rulers = rulers.check({name for table in cells.values() for name in table["concept"]}, world)
     sampling = {} if pipe is None else _sampling(pipe, steps, guidance, height, width)
     identity = {
         **(there if pipe is None else _drawing(pipe, sampling)),
@@ -145,7 +157,7 @@ def evaluate(
     with open_result(out, identity, force=force, rejudge=rejudge) as store:
         wanted = {ORIGINAL: None, **{name: edit for name, edit in edits.items() if edit is not None}}
         images = {
-            name: Images(store, rulers, world, name, _edit_id(edit), _samples_of(name, cells))
+            name: Images(store, rulers, world, name, _edit_id(edit), _samples_of(name, cells, references))
             for name, edit in wanted.items()
         }
         missing = {name: of.to_draw() for name, of in images.items()}
@@ -161,15 +173,21 @@ def evaluate(
                     logger.info("%s: %d images to draw", name, len(missing[name]))
                     of.draw(pipe, wanted[name], missing[name], advance, batch_size=batch_size, **sampling)
         measure = Measure(store, rulers, world, level=level, resamples=resamples)
-        rows = [row for cell, table in cells.items() for row in measure.rows(cell, _edit_id(edits[cell.edit]), table)]
+        rows = [
+            row
+            for cell, table in cells.items()
+            for row in measure.rows(cell, _edit_id(edits[cell.edit]), table, references.get(cell))
+        ]
         result = pd.DataFrame(rows, columns=list(COLUMNS))
         store.write_cells(result)
     return result
 
 
-def _samples_of(edit: str, cells: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
-    """All samples of an edit, each once; the unedited model has those of every edit."""
+def _samples_of(edit: str, cells: Mapping[Cell, pd.DataFrame], references: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
+    """All samples of an edit, each once; the unedited model has those of every edit, and all references."""
     tables = [table for cell, table in cells.items() if edit in (ORIGINAL, cell.edit)]
+    if edit == ORIGINAL:
+        tables.extend(references.values())
     return pd.concat(tables).drop_duplicates(["prompt", "seed"], ignore_index=True)
 
 

@@ -5,6 +5,7 @@ So another judge adds to a row and overwrites nothing, and the first one's score
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,3 +103,17 @@ def unpack_scores(rows: Iterable[Mapping[str, Any]], judge: str, labels: Sequenc
         for label, score in found.items():
             scores[s, place[label]] = np.nan if score is None else score
     return scores
+
+
+def pack_feature(feature: np.ndarray) -> str | None:
+    """A picture's features (d,) as they are stored: little-endian float32 in base64, null where they failed."""
+    found = np.asarray(feature, dtype="<f4")
+    return base64.b64encode(found.tobytes()).decode() if np.isfinite(found).all() else None
+
+
+def unpack_features(rows: Iterable[Mapping[str, Any]], judge: str) -> np.ndarray:
+    """Features (s, d) by the judge of this id, of stored rows; NaN where they failed."""
+    stored = [row["features"][judge] for row in rows]
+    found = [None if text is None else np.frombuffer(base64.b64decode(text), dtype="<f4") for text in stored]
+    width = next((len(feature) for feature in found if feature is not None), 1)
+    return np.array([np.full(width, np.nan) if feature is None else feature for feature in found], dtype=np.float64)

@@ -35,11 +35,15 @@ class JudgeCNN(nn.Module):
         self.stages = nn.ModuleList(_Stage(a, b) for a, b in itertools.pairwise(widths))
         self.heads = nn.ModuleDict({name: nn.Linear(widths[-1], n) for name, n in families.items()})
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def features(self, x: Tensor) -> Tensor:
+        """What the heads read: (n, width of the last stage)."""
         x = F.relu(self.stem(x))
         for stage in self.stages:
             x = stage(x)
-        x = x.mean((2, 3))
+        return x.mean((2, 3))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.features(x)
         return {name: head(x) for name, head in self.heads.items()}
 
 
@@ -95,7 +99,11 @@ def _cnn() -> Detector:
     def score(images: np.ndarray) -> np.ndarray:
         return torch.cat([logits.softmax(-1) for logits in net(to_pixels(images)).values()], -1).numpy()
 
-    return Detector("emoji_cnn", labels, np.asarray(settings["thresholds"]), score, sha=sha)
+    @torch.no_grad()
+    def features(images: np.ndarray) -> np.ndarray:
+        return net.features(to_pixels(images)).numpy()
+
+    return Detector("emoji_cnn", labels, np.asarray(settings["thresholds"]), score, sha=sha, features=features)
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from probe.errors import BadInput, unknown_name
-from probe.metrics._judging import broken, hits
+from probe.metrics._judging import NONE, broken, hits
+from probe.metrics._sets import feature_distance, frechet, kid
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,15 @@ class Judged:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per sample, and how it is averaged.
+    """One number per sample, and how it is averaged; or one number of all samples.
 
-    - ``source``: ``judge`` or ``second`` (function of a `Judged`), or ``image`` (function of uint8 images
-      (s, y, x, 3) and their prompts); all return (s,), NaN where not measured
+    - ``source``: ``judge`` or ``second`` (function of a `Judged`), ``image`` (function of uint8 images (s, y, x, 3) and
+      their prompts), or ``features`` (function of the judge's features (s, d) of the pictures and of the unedited
+      model's on the same samples); all return (s,), NaN where not measured
+    - ``of_set``: it is one number of two sets: a function of features (s, d) of the pictures and (r, d) of the unedited
+      model's pictures of the same prompts from another seed set, without rows that failed. Its interval is from halves
+      of the prompts
+    - ``average``: such a number is reported as the mean over these halves, which is right where it is unbiased
     - ``rate``: values are hits, 0 or 1, with Wilson's interval where that applies
     - ``bounds``: the range of one value, if it has one
     - ``id``: whatever else decides its value, such as the weights of its network
@@ -39,12 +45,14 @@ class Metric:
 
     name: str
     version: int
-    source: Literal["judge", "second", "image"]
-    function: Callable[..., np.ndarray]
+    source: Literal["judge", "second", "image", "features"]
+    function: Callable[..., Any]
     rate: bool = False
     bounds: tuple[float, float] | None = None
     id: str = ""
     needs_content: bool = False
+    of_set: bool = False
+    average: bool = False
 
     @property
     def identity(self) -> str:
@@ -79,11 +87,13 @@ def _shown(of: Judged) -> np.ndarray:
 
 
 def _content_kept(of: Judged) -> np.ndarray:
-    return hits(of.scores, of.labels, of.thresholds, of.content)
+    # what the judge does not know of cannot be told, and an evaluation does not end over it
+    known = set(of.labels)
+    return hits(of.scores, of.labels, of.thresholds, [[label for label in c if label in known] for c in of.content])
 
 
 def _broken(of: Judged) -> np.ndarray:
-    return broken(of.scores, of.labels)
+    return broken(of.scores, of.labels) if NONE in of.labels else np.full(len(of.scores), np.nan)
 
 
 def _clip(folder: Any = None) -> Metric:
@@ -102,3 +112,6 @@ register(
     lambda: Metric("content_kept", 1, "judge", _content_kept, rate=True, bounds=_UNIT, needs_content=True),
 )
 register("clip_score", _clip)
+register("kid", lambda: Metric("kid", 1, "features", kid, of_set=True, average=True))
+register("frechet", lambda: Metric("frechet", 1, "features", frechet, of_set=True))
+register("feature_distance", lambda: Metric("feature_distance", 1, "features", feature_distance, bounds=(0.0, 2.0)))

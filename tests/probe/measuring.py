@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -73,6 +75,13 @@ class Colours:
         return (light.mean(-1) > np.median(light, axis=(1, 2))[:, None]).astype(np.float32) * 0.9
 
 
+class Featured(Colours):
+    """`Colours` that also says where pictures lie: the light of each eighth."""
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), 8, -1).mean(-1) / 255
+
+
 class ScaledWeight:
     """An edit that scales the UNet's first convolution, and puts it back."""
 
@@ -96,3 +105,26 @@ class ScaledWeight:
         finally:
             with torch.no_grad():
                 weight.copy_(before)
+
+
+def tiny_clip(folder: Path, *, seed: int = 0) -> Path:
+    """A CLIP model of random weights with its tokenizer, for pictures of 8 x 8 pixels."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from probe import compat
+
+    tokenizer = compat.clip_tokenizer(model_max_length=16)
+    n = len(tokenizer)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": n - 2, "eos_token_id": n - 1, "pad_token_id": n - 1}
+    text = {**small, **ids, "vocab_size": n, "max_position_embeddings": 16}
+    vision = {**small, "image_size": 8, "patch_size": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    model.save_pretrained(folder)
+    compat.save_tokenizer(tokenizer, folder)
+    config = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 1.0]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    return folder

@@ -154,7 +154,7 @@ def test_a_registered_detector_is_made_once_on_first_use(fake: Detector) -> None
 
     register_detector("a fake", make)
     assert made == []
-    assert detectors() == ["a fake", "emoji_cnn", "emoji_nearest"]
+    assert detectors() == ["a fake", "clip_zero_shot", "emoji_cnn", "emoji_nearest"]
     assert made == []
     assert detector("a fake") is fake
     assert detector("a fake") is fake

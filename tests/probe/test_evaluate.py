@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from probe import _evaluate, _generate, stats
-from probe._eval_measure import _common
+from probe._eval_judges import common
 from probe._eval_samples import cell_samples
 from probe._result import COLUMNS, read_results
 from probe._result_rows import read_rows
@@ -357,12 +357,13 @@ def test_bad_input_is_named_before_anything_is_written(pipe, tmp_path, options, 
 
 
 @pytest.mark.parametrize(
-    ("named", "expected"), [((None, "emoji_cnn:object/x"), "emoji_cnn"), (("nude:exposed", "nude:covered"), "nude")]
+    ("named", "expected"),
+    [((None, "emoji_cnn:object/x"), "emoji_cnn"), (("nude:exposed", "nude:covered"), "nude"), ((None,), None)],
 )
 def test_the_judge_is_the_one_that_the_concepts_name(named, expected):
-    assert _common([FakeConcept(str(i), detector=name) for i, name in enumerate(named)]) == expected
+    assert common([FakeConcept(str(i), detector=name) for i, name in enumerate(named)]) == expected
     with pytest.raises(BadInput, match="different judges"):
-        _common([FakeConcept("a", detector="one:object/a"), FakeConcept("b")])
+        common([FakeConcept("a", detector="one:object/a"), FakeConcept("b")])
 
 
 def test_no_edits_at_all(pipe, tmp_path):

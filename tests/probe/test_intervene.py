@@ -15,7 +15,8 @@ from probe._evaluate import evaluate
 from probe._generate import generate
 from probe._intervention import intervene, intervention
 from probe._record import record
-from probe._result import read_rows, result_images
+from probe._result import result_images
+from probe._result_rows import read_rows
 from probe._samples import samples
 from probe._sites import sites
 from probe.errors import AmbiguousBatch, BadInput, UnknownName, WrongModel

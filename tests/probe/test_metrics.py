@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from probe import metrics
 from probe.errors import BadInput, UnknownName
 from tests.oracles import metrics as oracle
-from tests.probe.measuring import FakeConcept, concept, small_world
+from tests.probe.measuring import FakeConcept, concept, small_world, tiny_clip
 
 LABELS = ["object/church", "object/dog", "object/none", "style/ink"]
 SCORES = st.sampled_from([0.0, 0.2, 0.5, 0.7, 0.99, math.nan])
@@ -95,26 +94,7 @@ def test_metrics_are_found_by_name_and_a_name_is_taken_once():
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    import torch
-    from transformers import CLIPConfig, CLIPModel
-
-    from probe import compat
-
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = compat.clip_tokenizer(model_max_length=16)
-    n = len(tokenizer)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": n - 2, "eos_token_id": n - 1, "pad_token_id": n - 1}
-    text = {**small, **ids, "vocab_size": n, "max_position_embeddings": 16}
-    vision = {**small, "image_size": 8, "patch_size": 4}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    model.save_pretrained(folder)
-    compat.save_tokenizer(tokenizer, folder)
-    config = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 1.0]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(config))
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 PROMPTS = ["a church", "a dog, in ink", "", "so many words that the tokenizer has to cut the end of them off"]
