@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from probe.compat import END_OF_WORD
 from probe.errors import BadInput
 
 if TYPE_CHECKING:
@@ -46,12 +47,37 @@ def text_mask(tokenizer: CLIPTokenizer, ids: np.ndarray) -> np.ndarray:
 def spans(tokenizer: CLIPTokenizer, prompt: str, phrase: str) -> list[range]:
     """The positions in the encoded prompt of every occurrence of a phrase, in order; empty where it does not occur.
 
-    Tokens are compared, so "car" is not found in "carpet" unless it is a token of its own there.
+    Whole words are compared, as tokens: "bat" is found neither in "batter" nor in "combat".
     """
+    return spans_in(tokenizer, encode(tokenizer, prompt)[0], phrase)
+
+
+def spans_in(tokenizer: CLIPTokenizer, ids: np.ndarray, phrase: str) -> list[range]:
+    """`spans` of a phrase in one row of token ids (k,)."""
     wanted = tokenizer(phrase, add_special_tokens=False).input_ids
     if not wanted:
         raise BadInput("the phrase has no tokens", given=repr(phrase))
-    row = encode(tokenizer, prompt)[0]
+    row = np.asarray(ids)
     end = int(eot_index(tokenizer, row[None])[0])
     starts = range(1, end - len(wanted) + 1)
-    return [range(i, i + len(wanted)) for i in starts if row[i : i + len(wanted)].tolist() == wanted]
+    return [
+        range(i, i + len(wanted))
+        for i in starts
+        if row[i : i + len(wanted)].tolist() == wanted and (i == 1 or _ends_word(tokenizer, row[i - 1]))
+    ]
+
+
+def words_in(tokenizer: CLIPTokenizer, ids: np.ndarray) -> list[tuple[str, range]]:
+    """The words of one row of token ids (k,) with their positions, in order: sub-tokens belong to one word."""
+    row = np.asarray(ids)
+    end = int(eot_index(tokenizer, row[None])[0])
+    found, start = [], 1
+    for i in range(1, end):
+        if _ends_word(tokenizer, row[i]) or i == end - 1:  # a text that was cut may end inside a word
+            found.append((str(tokenizer.decode(row[start : i + 1].tolist())).strip(), range(start, i + 1)))
+            start = i + 1
+    return found
+
+
+def _ends_word(tokenizer: CLIPTokenizer, token: int) -> bool:
+    return str(tokenizer.convert_ids_to_tokens(int(token))).endswith(END_OF_WORD)

@@ -11,6 +11,7 @@ from probe.compat._networks import canonical_name, clean_config, live_name, refu
 from probe.compat._pipelines import LEFT_OUT, dtype_argument, quiet_libraries, save_pipeline
 from probe.compat._tokenizers import (
     BOS,
+    END_OF_WORD,
     EOT,
     byte_symbols,
     clip_tokenizer,
@@ -21,6 +22,7 @@ from probe.compat._tokenizers import (
 
 __all__ = [
     "BOS",
+    "END_OF_WORD",
     "EOT",
     "LEFT_OUT",
     "byte_symbols",

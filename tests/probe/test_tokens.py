@@ -50,3 +50,21 @@ def test_spans_of_words_of_several_tokens(tokenizer):
 def test_prompts_that_are_cut(tokenizer):
     assert not tokens.is_cut(tokenizer, "a b c d e f g h i j")
     assert tokens.is_cut(tokenizer, "a b c d e f g h i j k")
+
+
+def test_a_word_is_not_found_inside_another(tokenizer):
+    """The tokens of "arn" are the end of those of "barn"."""
+    inner, outer = (tokenizer(word, add_special_tokens=False).input_ids for word in ("arn", "barn"))
+    assert outer[-len(inner) :] == inner
+    assert tokens.spans(tokenizer, "barn", "arn") == []
+    assert tokens.spans(tokenizer, "b arn", "arn") == [range(2, 4)]
+
+
+def test_words_and_their_sub_tokens(tokenizer):
+    row = tokens.encode(tokenizer, "a barn, church")[0]
+    assert tokens.words_in(tokenizer, row) == [
+        ("a", range(1, 2)), ("barn", range(2, 5)), (",", range(5, 6)), ("church", range(6, 8)),
+    ]  # fmt: skip
+    assert tokens.words_in(tokenizer, tokens.encode(tokenizer, "")[0]) == []
+    cut = tokens.words_in(tokenizer, tokens.encode(tokenizer, "barn " * 4)[0])
+    assert [len(span) for _, span in cut] == [3, 3, 3, 1], "the last word was cut"
