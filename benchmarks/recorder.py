@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import gc
 import itertools
 import platform
@@ -190,9 +191,15 @@ def nnsight_cache(folder: Path) -> list[dict[str, Any]]:
     return [ratio(taken) | {"bar": "below 1"}]
 
 
+@functools.cache
+def embedded_sites() -> list[probe.Site]:
+    """The embedded model's FF sites, found once: loading a model is no part of writing."""
+    return [s for s in probe.sites(emoji()) if s.kind == "ffn" and s.component == "unet"]
+
+
 def empty_store(path: Path, samples: int, steps: int, names: tuple[str, ...], batch: int) -> tuple[RunStore, Group]:
     """A run's store at the embedded model's width, without a model."""
-    sites = [s for s in probe.sites(emoji()) if s.kind == "ffn" and s.component == "unet"]
+    sites = embedded_sites()
     extent = Extent(steps, tuple(s.width for s in sites))
     unit = unit_size([extent], batch)
     owner = np.repeat(np.arange(len(sites), dtype=np.int16), extent.widths)
@@ -222,6 +229,7 @@ def writing(folder: Path) -> list[dict[str, Any]]:
     """Bytes a second into a store, with its defaults, over a flushed numpy memmap's: 160 samples, recorded numbers."""
     names = ("unit_norm", "absmean")
     ds = recorded(emoji(), PROMPTS * 2, 20, folder, reduce=names).open()
+    embedded_sites()
     real = {name: np.tile(ds[name].values, (8, 1, 1, 1)) for name in names}  # 236 MB; a chunk has no sample twice
     count, _, steps, _ = real["absmean"].shape
 

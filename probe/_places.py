@@ -6,6 +6,7 @@ measured; an object store can do none of these: there the header is written last
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import zarr
+import zarr.core.buffer
+import zarr.core.sync
 
 from probe._files import occupied, remove_leftovers, written_whole
 from probe._locks import Rank, creation_lock, writer_lock
@@ -236,3 +239,17 @@ class Remote:
 
     def sync(self, keys: Iterable[str]) -> None:
         """See `Place`: an object store answers when it has what it was given."""
+
+
+def copy_store(source: Any, target: Any) -> None:
+    """Copy all keys of a zarr store, 64 at once, but not the root's header: that is for the caller to write last."""
+
+    async def copy() -> None:
+        prototype = zarr.core.buffer.default_buffer_prototype()
+        keys = sorted([key async for key in source.list() if key != "zarr.json"])
+        for start in range(0, len(keys), 64):
+            some = keys[start : start + 64]
+            found = await asyncio.gather(*(source.get(key, prototype) for key in some))
+            await asyncio.gather(*(target.set(key, value) for key, value in zip(some, found, strict=True)))
+
+    zarr.core.sync.sync(copy())

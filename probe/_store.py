@@ -34,7 +34,7 @@ from probe._files import disk_errors
 from probe._groups import Group, by_unit, create_group, group_names, plain, put
 from probe._headers import AGAIN, UNFINISHED, kind_of, open_group, reading
 from probe._locks import Rank
-from probe._places import Place, place_of
+from probe._places import Place, copy_store, place_of
 from probe.errors import StoreDamaged, WorkbenchError
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ class RunStore:
         check_room(place, sum(group.size(len(samples)) for group in groups))
         n_units = -(-len(samples) // unit)
         with place.written(replace=replace) as target, disk_errors(place.path):
-            root = zarr.create_group(target, zarr_format=3, attributes={UNFINISHED: True})
+            made = zarr.storage.MemoryStore()  # fifty small files one by one take as long as a step of a small model
+            root = zarr.create_group(made, zarr_format=3)
             put(root, "done", np.zeros(n_units, np.uint8), ("unit",), (1,))
             put(root, "nonfinite", np.full(n_units, "", object), ("unit",), (1,))
             with zarr.config.set({"array.write_empty_chunks": True}):  # an absent chunk is then always damage
@@ -98,9 +99,11 @@ class RunStore:
                     put(site_group, str(name), plain(column), ("site",))
                 for group in groups:
                     create_group(root, group, samples, unit)
+            zarr.create_group(target, zarr_format=3, attributes={UNFINISHED: True})
+            copy_store(made, target)
             names = sorted(group.name for group in groups)
             header = {**formats.header(cls.kind), "identity": identity, "info": info, "id": id, "unit": unit}
-            root.attrs.put({**header, "groups": names, "every_chunk": True})
+            zarr.open_group(target, mode="r+").attrs.put({**header, "groups": names, "every_chunk": True})
         return cls(place)
 
     @property

@@ -86,14 +86,14 @@ def test_on_an_s3_server(s3, tmp_path):
 def test_the_header_of_a_remote_run_comes_last(memory, monkeypatch):
     import probe._store as module
 
-    make = module.create_group
+    copy = module.copy_store
 
     def killed(*args):
-        make(*args)
+        copy(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "create_group", killed)
+        patch.setattr(module, "copy_store", killed)
         with pytest.raises(KeyboardInterrupt):
             empty(memory)
     with pytest.raises(StoreDamaged, match="not a file of the workbench"):
