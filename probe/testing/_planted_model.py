@@ -146,8 +146,7 @@ def planted_model(effect: float = 2.0, *, seed: int = 0, steps: int = 2, guidanc
     judge = PlantedJudge.between(*(_pictures(pipe, word, sampling) for word in (CONCEPT, REFERENCE)))
     first = timesteps(pipe, steps)[:2]
     window = (999.0, float(first.mean()) if len(first) == 2 else 0.0)
-    places = [start + part for part in (causal, twins, decoys)]
-    return PlantedModel(pipe, judge, *places, effect, steps, guidance, window)
+    return PlantedModel(pipe, judge, start + causal, start + twins, start + decoys, effect, steps, guidance, window)
 
 
 class _Block:
