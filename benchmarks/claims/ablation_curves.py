@@ -59,7 +59,7 @@ def main() -> None:
     methods = [name for name in args.methods if name in score_names()]
     if args.plan:
         return plan(args, methods)
-    pipe, world = probe.load("emoji"), probe.concepts("emoji")
+    pipe, world = probe.load("emoji", dtype=args.dtype), probe.concepts("emoji")
     tables = []
     for name in args.concepts:
         concept = world[name]
@@ -93,6 +93,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=40, help="prompts to score with")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--dtype", default="float32", help="bfloat16 is twice as fast on a CPU with AMX")
     parser.add_argument("--out", type=Path, default=Path("runs/claims/ablation_curves"))
     parser.add_argument("--csv", type=Path, default=HERE / "ablation_curves.csv")
     parser.add_argument("--plan", action="store_true", help="say what there is to draw, and how long it takes")

@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=24, help="images a point")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps")
+    parser.add_argument("--dtype", default="float32", help="bfloat16 is twice as fast on a CPU with AMX")
     parser.add_argument("--concepts", default="church,weapon", help="names, with commas")
     parser.add_argument("--splits", default=",".join(SPLITS), help="of tuning prompts, with commas")
     parser.add_argument("--out", type=Path, default=Path("runs/claims/eot_attention"), help="where images are kept")
@@ -43,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.images < SEEDS:
         parser.error(f"--images must be at least {SEEDS}")
-    pipe, world = probe.load("emoji"), probe.concepts("emoji")
+    pipe, world = probe.load("emoji", dtype=args.dtype), probe.concepts("emoji")
     args.to.mkdir(parents=True, exist_ok=True)
     chosen = [world[name] for name in args.concepts.split(",")]
     cells = [(c, split) for c, split in product(chosen, args.splits.split(",")) if split in c.prompts]
