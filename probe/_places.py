@@ -244,12 +244,16 @@ class Remote:
 def copy_store(source: Any, target: Any) -> None:
     """Copy all keys of a zarr store, 64 at once, but not the root's header: that is for the caller to write last."""
 
-    async def copy() -> None:
-        prototype = zarr.core.buffer.default_buffer_prototype()
+    prototype = zarr.core.buffer.default_buffer_prototype()
+
+    async def one(key: str) -> None:
+        await target.set(key, await source.get(key, prototype))
+
+    async def every() -> None:
         keys = sorted([key async for key in source.list() if key != "zarr.json"])
         for start in range(0, len(keys), 64):
-            some = keys[start : start + 64]
-            found = await asyncio.gather(*(source.get(key, prototype) for key in some))
-            await asyncio.gather(*(target.set(key, value) for key, value in zip(some, found, strict=True)))
+            for error in await asyncio.gather(*map(one, keys[start : start + 64]), return_exceptions=True):
+                if error is not None:
+                    raise error
 
-    zarr.core.sync.sync(copy())
+    zarr.core.sync.sync(every())

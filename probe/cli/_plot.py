@@ -63,10 +63,13 @@ def plot(
 
 
 def _save(ax: Axes, task: Task, dpi: int) -> None:
+    from matplotlib import pyplot
+
     from probe._files import check_free, written_whole
 
     check_free(task.out, "figure", ours=task.out.is_file(), force=task.force)
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "every Axes that plots returns is on a figure"
     with written_whole(task.out, replace=True) as partial:
-        figure = ax.get_figure(root=True)
-        assert figure is not None, "every Axes that plots returns is on a figure"
         figure.savefig(partial, dpi=dpi, bbox_inches="tight", format=task.out.suffix[1:])
+    pyplot.close(figure)

@@ -327,7 +327,7 @@ def test_what_cannot_be_done(world, tmp_path) -> None:
     with pytest.raises(BadInput, match="enter a Linear"), intervene(world.pipe, {xattn.name: [1]}):
         pass
     other = record(world.pipe, ["a"], out=tmp_path / "run", sites="*mid*.ffn", steps=1, progress=False, images=False)
-    with pytest.raises(BadInput, match=r'no mean.*reduce=\("mean"'):
+    with pytest.raises(BadInput, match=r"no mean.*--reduce absmean,unit_norm,mean"):
         intervention({site.name: [1]}, mode="mean", source=other)
     partial = world.source.open().isel(branch=[1])
     with (

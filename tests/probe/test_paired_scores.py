@@ -147,7 +147,7 @@ def test_pieces_give_what_one_piece_gives(monkeypatch: pytest.MonkeyPatch) -> No
         whole = score(*runs, method=method)
         with monkeypatch.context() as patch:
             patch.setattr("probe.scores._window._HELD", 1)
-            patch.setattr("probe.scores._runs._BLOCK", 1)
+            patch.setattr("probe._recorded._BLOCK", 1)
             patch.setattr("probe.scores._ranks._AT_ONCE", 1)
             parts = score(*runs, method=method)
         for name in whole.dataset:

@@ -125,7 +125,7 @@ def test_samples_that_were_not_measured_count_for_nothing(recorded):
 
 def test_blocks_of_samples_give_what_one_block_gives(recorded, monkeypatch):
     whole = score(recorded.target, recorded.reference)
-    monkeypatch.setattr("probe.scores._runs._BLOCK", 1)
+    monkeypatch.setattr("probe._recorded._BLOCK", 1)
     source = read_run(recorded.target, "unet", "unit_norm")
     assert len(list(source.blocks("unit_norm"))) > 1 or source.ds["unit_norm"].encoding["chunks"][0] >= 3
     np.testing.assert_allclose(score(recorded.target, recorded.reference).dataset["score"], whole.dataset["score"])
@@ -230,7 +230,7 @@ def test_scores_of_others_are_called_with_what_they_ask_for(monkeypatch, recorde
         return pipe, strength
 
     register_score("needs_model", needs_model)
-    assert score_names() == ("wanda", "contrast", "auroc", "linear", "needs_model")
+    assert score_names() == ("wanda", "contrast", "auroc", "linear", "gradient", "causal", "needs_model")
     assert score(1, 2, method="needs_model", pipe="p", strength=2) == ("p", 2.0)
     with pytest.raises(BadInput, match="needs pipe="):
         score(1, 2, method="needs_model")
