@@ -64,7 +64,10 @@ def main() -> None:
     for name in args.concepts:
         concept = world[name]
         target, reference, source = record(pipe, world, concept, args)
-        maps = {method: probe.score(target, reference, method=method, pipe=pipe, concept=concept) for method in methods}
+        more = {"causal": {"log": args.out / name / "causal.jsonl"}}
+        maps = {
+            m: probe.score(target, reference, method=m, pipe=pipe, concept=concept, **more.get(m, {})) for m in methods
+        }
         active = probe.open_run(target.path)["absmean"].mean(("sample", "branch", "step")).values
         chosen = points(maps, active, args.tops, args.draws)
         edits, facts = {}, {}

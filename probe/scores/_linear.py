@@ -31,7 +31,7 @@ def linear(
     reducer: str = "absmean",
     screened: int = 512,
     subsamples: int = 50,
-    strength: float = 1.0,
+    strength: float = 10.0,
     only_shown: bool | float = False,
     seed: int = 0,
     group: str = "unet",

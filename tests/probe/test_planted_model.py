@@ -141,20 +141,18 @@ def test_auroc_finds_what_responds_and_cannot_tell_decoys(planted):
     assert len(np.intersect1d(best(scores_of(nm), 45), model.decoys)) >= 18
 
 
-@pytest.mark.parametrize(("strength", "least"), [(1.0, 0.85), (10.0, 0.95)])
-def test_linear_finds_what_responds_counts_a_pair_once_and_cannot_tell_decoys(planted, strength, least):
-    """Noises of 45 neurons in 63 dimensions: under a strong penalty some stand in for others."""
+def test_linear_finds_what_responds_counts_a_pair_once_and_cannot_tell_decoys(planted):
     model = planted.model
-    nm = score(planted.target, planted.reference, method="linear", window=planted.window, strength=strength)
+    nm = score(planted.target, planted.reference, method="linear", window=planted.window)
     scores = scores_of(nm)
     scores[model.twins[:, 0]] += scores[model.twins[:, 1]]
     scores[model.twins[:, 1]] = -1
     once = np.setdiff1d(model.responding, model.twins[:, 1])
-    precision, recall, _ = told(f"linear (strength {strength:g})", model.effect, scores, once, model.decoys)
+    precision, recall, _ = told("linear", model.effect, scores, once, model.decoys)
     assert nm.report["accuracy"] > 0.95
     if model.effect >= 2:
-        assert min(precision, recall) >= least
-        assert len(np.intersect1d(best(scores, 40), model.decoys)) >= (18 if strength > 1 else 15)
+        assert min(precision, recall) >= 0.95
+        assert len(np.intersect1d(best(scores, 40), model.decoys)) >= 18
 
 
 def test_wanda_tells_decoys(planted):
