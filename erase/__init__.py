@@ -21,6 +21,7 @@ _EXPORTS = {
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
+    "esd": "learn",
 }
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ._edit import Edit as Edit
     from ._saving import load_edit as load_edit
     from ._stack import stack as stack
+    from .learn import esd as esd
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons
