@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from erase import _in_force, losses
-from erase._concepts import prompts_of
+from erase._concepts import preserved, prompts_of
 from erase._edit import Edit, make_edit
 from erase.learn._folder import Folder
 from erase.learn._points import At, Cached, Fresh, cached, check_source, given
@@ -102,13 +103,11 @@ class Sampling:
 def retain_loss(
     pipe: Any, student: Student, sampling: Sampling, preserve: Sequence[Concept | str], weight: float
 ) -> Callable[[int], Tensor] | None:
-    """weight * E || eps_student(x_t, c) - eps_teacher(x_t, c) ||^2 over prompts of what is preserved; None without."""
+    """weight * E || eps_student(x_t, c) - eps_teacher(x_t, c) ||^2 over prompts of what is preserved, if weighed."""
     if not weight:
         return None
-    if not preserve:
-        fix = "preserve=[...], or retain=0"
-        raise BadInput("retain asks for concepts to preserve", given=f"retain={weight}", fix=fix)
-    points = sampling.cached_points(pipe, prompts_of(preserve, each=4), "retained")
+    most = max(sampling.cached, len(preserve))
+    points = sampling.cached_points(pipe, prompts_of(preserve, each=-(-most // len(preserve)))[:most], "retained")
     texts = Texts(pipe, points.size)
     teacher = Teacher(pipe, texts)
 
@@ -128,7 +127,7 @@ def noise_of(pipe: Any, batch: Any, texts: Texts, asked: Sequence[str]) -> Tenso
 def learned(
     pipe: Any,
     student: Student,
-    loss: Loss,
+    loss: Callable[[], Loss],
     how: Schedule,
     *,
     method: str,
@@ -142,7 +141,10 @@ def learned(
     force: bool,
     report: Callable[[], Mapping[str, Any]] = dict,
 ) -> Edit:
-    """Train, and the edit that comes of it; with ``training``, resumable and with edits at ``checkpoints``."""
+    """Train, and the edit that comes of it; with ``training``, resumable and with edits at ``checkpoints``.
+
+    ``loss`` is called once, when the folder is there that its points may be drawn into.
+    """
     options = {**options, **how.to_json()}
 
     def edit(iterations: int, more: Mapping[str, Any]) -> Edit:
@@ -174,7 +176,7 @@ def learned(
             force=force,
         )
     started = time.perf_counter()
-    curve = train(pipe, student, loss, how, folder=folder, progress=progress, what=method)
+    curve = train(pipe, student, loss(), how, folder=folder, progress=progress, what=method)
     seconds = time.perf_counter() - started
     return edit(how.iterations, {"losses": thinned(curve), "seconds": round(seconds, 2)})
 
@@ -192,3 +194,13 @@ def own_precision(pipe: Any, precision: Any) -> Any:
     """What the UNet computes in: ``precision``, or the pipeline's own dtype."""
     return precision or str(pipe.unet.dtype).removeprefix("torch.")
 
+
+def checked_preserve(given: Any, items: Sequence[Concept | str], retain: float) -> list[Concept | str]:
+    """What the retain term is taken over; nothing without one. `BadInput` for a weight that has nothing to weigh."""
+    if not 0 <= retain < math.inf:
+        raise BadInput("retain is out of range", given=retain, expected=">= 0")
+    kept = preserved(given, items) if retain else []
+    if retain and not kept:
+        fix = "preserve=[...], or retain=0"
+        raise BadInput("retain asks for concepts to preserve", given=f"retain={retain}", fix=fix)
+    return kept

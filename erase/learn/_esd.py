@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
-from erase import losses
-from erase._concepts import identity, label, listed, preserved, surface_forms
+from erase._concepts import identity, listed
 from erase._edit import Edit
-from erase.learn._eraser import Sampling, learned, noise_of, own_precision, retain_loss
+from erase.learn._eraser import Sampling, checked_preserve, learned, own_precision
+from erase.learn._esd_loss import EsdObjective
 from erase.learn._parts import parts_of
-from erase.learn._schedule import Optimiser, Precision, Schedule
-from erase.learn._student import Student, Weights
-from erase.learn._teacher import Teacher
-from erase.learn._texts import Texts
-from erase.learn._training import Loss
-from probe import Concept, NeuronMap
+from erase.learn._schedule import Schedule
+from erase.learn._student import Weights
+from probe import NeuronMap
 from probe._options import validated
-from probe.errors import BadInput
 from probe.protocols import Progress
 
 
@@ -45,9 +39,9 @@ def esd(
     steps: int = 50,
     guidance: float = 3.0,
     timesteps: Literal["bin", "grid"] = "bin",
-    optimiser: Optimiser = "adam",
+    optimiser: Literal["adam", "adamw"] = "adam",
     clip: float | None = None,
-    precision: Precision | None = None,
+    precision: Literal["float32", "bfloat16", "float16"] | None = None,
     checkpointing: bool = False,
     training: str | Path | None = None,
     save_every: int = 100,
@@ -74,7 +68,7 @@ def esd(
             starts at eps*(x_t, erase_from, t), with eta + 1 in front of the difference.
         train: what is trained: ``x`` (cross-attention, for names of objects and styles), ``x-strict`` (its keys and
             values), ``u`` (all else, for what no word need name), ``u-release``, ``self``, ``attn``, ``full``; a kind
-            of site, a glob over parameters or sites, a list of these; or a neuron map, whose selected units alone learn.
+            of site, a glob over parameters or sites, a list of these; or a neuron map: its selected units alone learn.
         eta: strength of negative guidance, anchored at the empty text as in the paper; the newer release's is eta + 1.
         iterations, lr, batch_size: of the optimiser; the paper's.
         retain: weight of the student's squared difference from the model on prompts of ``preserve`` (ours).
@@ -121,12 +115,11 @@ def esd(
         folder=Path(training) if training is not None else None,
         progress=progress,
     )
-    kept = preserved(preserve, items) if retain else []
+    kept = checked_preserve(preserve, items, retain)
+    objective = EsdObjective.of(items, prompts, anchor=anchor, eta=eta, erase_from=erase_from)
     student = Weights(pipe, parts := parts_of(pipe, train))
-    objective = EsdObjective(anchor or "", eta, erase_from)
     options = {
         **objective.to_json(),
-        "prompts": None if prompts is None else list(prompts),
         "train": [part.to_json() for part in parts],
         "retain": retain,
         "preserve": identity(kept),
@@ -136,7 +129,7 @@ def esd(
     return learned(
         pipe,
         student,
-        esd_loss(pipe, student, items, objective, sampling, prompts=prompts, preserve=kept, retain=retain),
+        lambda: objective.loss(pipe, student, sampling, kept, retain),
         how,
         method="esd",
         name=name or "esd",
@@ -147,55 +140,5 @@ def esd(
         checkpoints=checkpoints,
         progress=progress,
         force=force,
-        report=lambda: {"trained": sum(leaf.numel() for leaf in student.leaves.values()), "concept": label(items)},
+        report=lambda: {"trained": sum(leaf.numel() for leaf in student.leaves.values())},
     )
-
-
-class EsdObjective:
-    """The numbers and texts of ESD's loss, without the concept."""
-
-    def __init__(self, anchor: str, eta: float, erase_from: str | None) -> None:
-        self.anchor, self.eta, self.erase_from = anchor, eta, erase_from
-
-    def to_json(self) -> dict[str, Any]:
-        """What an identity keeps."""
-        return {"anchor": self.anchor, "eta": self.eta, "erase_from": self.erase_from}
-
-
-def esd_loss(
-    pipe: Any,
-    student: Student,
-    items: Sequence[Concept | str],
-    objective: EsdObjective,
-    sampling: Sampling,
-    *,
-    prompts: Sequence[str] | None,
-    preserve: Sequence[Concept | str],
-    retain: float,
-) -> Loss:
-    """iteration -> ``erase`` and, with ``retain``, ``retain``."""
-    texts = list(prompts) if prompts is not None else list(surface_forms(items))
-    if not texts:
-        raise BadInput("there are no texts to train on", fix="prompts=[...]")
-    points = sampling.points(pipe, texts)
-    told = Texts(pipe, points.size)
-    teacher = Teacher(pipe, told)
-    retained = retain_loss(pipe, student, sampling, preserve, retain)
-    start = objective.erase_from
-    if objective.anchor in texts:
-        raise BadInput("the anchor is the concept itself", given=repr(objective.anchor), fix="another anchor, or none")
-
-    def loss(iteration: int) -> Mapping[str, Tensor]:
-        batch = points.batch(iteration, student)
-        n = len(batch.texts)
-        asked = [[objective.anchor] * n, batch.texts, *([[start] * n] if start is not None else [])]
-        null, concept, *started = teacher.noise(student, batch, *asked)
-        target = losses.esd_target(null, concept, objective.eta, *started)
-        told_text = batch.texts if start is None else [start] * n
-        terms = {"erase": losses.mean_square(noise_of(pipe, batch, told, told_text), target)}
-        if retained is not None:
-            terms["retain"] = retained(iteration)
-        return terms
-
-    return loss
-

@@ -31,9 +31,9 @@ KIND, HEADER = "training", "training.json"
 class Moments(Protocol):
     """The optimiser's side of a training, as `Folder` keeps it."""
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...  # noqa: D102
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
 
-    def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None: ...
 
 
 class Folder:

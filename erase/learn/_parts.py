@@ -84,8 +84,9 @@ def parts_of(pipe: Any, train: str | Sequence[str] | NeuronMap, *, weights_only:
     Args:
         pipe: the pipeline.
         train: a group of `GROUPS`; a kind of site (``ffn``); a glob over parameter names (``*.attn2.to_v.weight``, with
-            or without ``unet.``) or over site names (``unet.mid_block.*.ffn``); a list of these; or a neuron map, whose selected units alone
-            are trained: their outgoing weights (sites ``ffn``), or the rows that make them (``xattn.k, v, out``).
+            or without ``unet.``) or over site names (``unet.mid_block.*.ffn``); a list of these; or a neuron map, whose
+            selected units alone are trained: their outgoing weights (sites ``ffn``), or the rows that make them
+            (``xattn.k, v, out``).
         weights_only: leave out biases and normalisation.
 
     Raises `BadInput` listing what would have matched where nothing does, `WrongModel` for a map of another model.
@@ -136,7 +137,8 @@ def _nothing(pattern: str, named: dict[str, nn.Module]) -> BadInput:
     return BadInput(
         "no parameter of the UNet matches",
         given=repr(pattern),
-        expected=f"a group with its number of parameters: {', '.join(sizes)}; a kind of site (ffn, xattn.k, ...); or a glob over parameters such as"
+        expected=f"a group with its number of parameters: {', '.join(sizes)}; a kind of site (ffn, xattn.k, ...);"
+        " or a glob over parameters such as"
         f" {next((name for name in named if 'attn2' in name), next(iter(named)))}, or over site names",
         nearest=nearest(pattern, [*GROUPS, *named]),
     )

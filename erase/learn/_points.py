@@ -44,9 +44,9 @@ class Points(Protocol):
     """A source of x_t."""
 
     @property
-    def size(self) -> tuple[int, int]: ...  # noqa: D102
+    def size(self) -> tuple[int, int]: ...
 
-    def batch(self, iteration: int, student: Student) -> Batch: ...  # noqa: D102
+    def batch(self, iteration: int, student: Student) -> Batch: ...
 
 
 class Cached:

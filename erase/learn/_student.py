@@ -30,13 +30,13 @@ class Student(Protocol):
     """
 
     @property
-    def leaves(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+    def leaves(self) -> Mapping[str, Tensor]: ...
 
-    def in_force(self, iteration: int) -> AbstractContextManager[None]: ...  # noqa: D102
+    def in_force(self, iteration: int) -> AbstractContextManager[None]: ...
 
-    def suspended(self) -> AbstractContextManager[None]: ...  # noqa: D102
+    def suspended(self) -> AbstractContextManager[None]: ...
 
-    def changes(self) -> list[Change]: ...  # noqa: D102
+    def changes(self) -> list[Change]: ...
 
 
 class Weights:

@@ -48,4 +48,6 @@ def joined(parts: Sequence[Conditioning]) -> Conditioning:
         rows = [part.added for part in parts if part.added is not None]
         added = {name: torch.cat([row[name] for row in rows]) for name in first.added}
     scales = [part.scale for part in parts if part.scale is not None]
-    return Conditioning(("cond",), torch.cat([part.text for part in parts]), added, torch.cat(scales) if scales else None)
+    return Conditioning(
+        ("cond",), torch.cat([part.text for part in parts]), added, torch.cat(scales) if scales else None
+    )

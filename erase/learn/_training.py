@@ -15,7 +15,7 @@ from erase.learn._folder import Folder
 from erase.learn._schedule import Schedule
 from erase.learn._student import Student
 from probe._progress import progress_bar
-from probe.errors import WorkbenchError
+from probe.errors import BadInput, WorkbenchError
 from probe.protocols import Progress
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,9 @@ def train(
     """
     run = _Run(student, how)
     curve = folder.resume(student.leaves, run) if folder is not None else []
+    if len(curve) > how.iterations:
+        fix = f"iterations={len(curve)}, or load the edit of a checkpoint"
+        raise BadInput("the training has gone further", given=f"iterations={how.iterations}", fix=fix)
     with how.learning(pipe), run.updating(), progress_bar(progress, how.iterations, what) as advance:
         advance(len(curve))
         for iteration in range(len(curve), how.iterations):
