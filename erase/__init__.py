@@ -22,6 +22,8 @@ _EXPORTS = {
     "control_mask": "prune",
     "prune_neurons": "prune",
     "esd": "learn",
+    "ablating_concepts": "learn",
+    "differentiable_prune": "learn",
 }
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from ._edit import Edit as Edit
     from ._saving import load_edit as load_edit
     from ._stack import stack as stack
+    from .learn import ablating_concepts as ablating_concepts
+    from .learn import differentiable_prune as differentiable_prune
     from .learn import esd as esd
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask
