@@ -26,20 +26,20 @@ def ablating_concepts(
     *,
     anchor: str | None = None,
     prompts: Sequence[Any] | None = None,
-    target: Literal["model", "noise"] = "model",
+    variant: Literal["model", "noise"] = "model",
     prior: float = 0.0,
     block_bos: bool = True,
     train: Any = "x-strict",
     iterations: int = 100,
     lr: float = 1.6e-5,
     batch_size: int = 8,
-    images: int = 1000,
+    pictures: int = 1000,
     steps: int = 25,
     guidance: float = 6.0,
     optimiser: Literal["adam", "adamw"] = "adamw",
     weight_decay: float = 0.01,
-    clip: float | None = 1.0,
-    precision: Literal["float32", "bfloat16", "float16"] | None = None,
+    clip_norm: float | None = 1.0,
+    arithmetic: Literal["float32", "bfloat16", "float16"] | None = None,
     checkpointing: bool = False,
     training: str | Path | None = None,
     save_every: int = 100,
@@ -64,16 +64,16 @@ def ablating_concepts(
         anchor: what is drawn instead; by default each concept's own, and for a style its prompts without the style.
         prompts: (target prompt, anchor prompt) pairs, or prompts with the target, in which its name gives way to the
             anchor. By default a concept's explicit prompts, and a few templates for a text (ours).
-        target: ``model`` (the paper's choice), or ``noise``: the noise that is in x_t.
+        variant: ``model`` (the paper's choice), or ``noise``: the noise that is in x_t.
         prior: weight of prior preservation; for targets whose name holds the anchor's (1.0 in one release, 0.2 in the
             other), and for memorised pictures.
         block_bos: see above; False leaves the gradient whole.
         train: as in `erase.esd`; the paper's choices are ``x-strict`` (keys and values), ``attn`` and ``full``.
         iterations, lr, batch_size: the release's, on two GPUs; its base rate of 2e-6 times its batch of 8.
-        images: how many pictures of anchor prompts are drawn, at least one a prompt.
+        pictures: how many pictures of anchor prompts are drawn, at least one a prompt.
         steps, guidance: of drawing them (DDIM; the release has 25 steps of DPM-Solver++).
-        optimiser, weight_decay, clip: the release's.
-        precision, checkpointing, training, save_every, checkpoints, seed, progress, force: as in `erase.esd`.
+        optimiser, weight_decay, clip_norm: the release's.
+        arithmetic, checkpointing, training, save_every, checkpoints, seed, progress, force: as in `erase.esd`.
         name: ``ablating_concepts`` by default.
 
     Returns an edit of deltas; ``report`` has the loss curve and the seconds.
@@ -86,16 +86,16 @@ def ablating_concepts(
         lr,
         optimiser,
         weight_decay=weight_decay,
-        clip=clip,
-        precision=own_precision(pipe, precision),
+        clip=clip_norm,
+        precision=own_precision(pipe, arithmetic),
         checkpointing=checkpointing,
     )
     objective = AcObjective(
         tuple(pairs(items, anchor, prompts)),
-        target,
+        variant,
         "student",
         prior,
-        images,
+        pictures,
         steps,
         guidance,
         batch_size,

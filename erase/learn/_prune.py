@@ -44,7 +44,7 @@ def differentiable_prune(
     retain: float = 0.1,
     eta: float = 1.0,
     erase_from: str | None = None,
-    target: Literal["model", "noise"] = "model",
+    variant: Literal["model", "noise"] = "model",
     prior: float = 0.0,
     block_bos: bool = True,
     iterations: int | None = None,
@@ -53,11 +53,11 @@ def differentiable_prune(
     x_t: Literal["cached", "student", "teacher"] = "cached",
     trajectory: Any = None,
     cached: int = 16,
-    images: int = 1000,
+    pictures: int = 1000,
     steps: int = 50,
     guidance: float | None = None,
-    timesteps: Literal["bin", "grid"] = "bin",
-    precision: Literal["float32", "bfloat16", "float16"] | None = None,
+    timestep: Literal["bin", "grid"] = "bin",
+    arithmetic: Literal["float32", "bfloat16", "float16"] | None = None,
     checkpointing: bool = False,
     training: str | Path | None = None,
     save_every: int = 100,
@@ -88,13 +88,13 @@ def differentiable_prune(
         init: log alpha (or score) at the start. At 5 a gate is closed in 0.14 % and below 1 in 3.2 % of all draws.
         sparsity: weight of the mean probability of a closed gate; larger prunes less.
         retain: weight of the retain term.
-        eta, erase_from, x_t, trajectory, cached, timesteps: as in `erase.esd`.
-        target, prior, block_bos, images: as in `erase.ablating_concepts`.
+        eta, erase_from, x_t, trajectory, cached, timestep: as in `erase.esd`.
+        variant, prior, block_bos, pictures: as in `erase.ablating_concepts`.
         iterations: 1000 for ``esd`` and 200 for ``ac`` unless given.
         lr: of log alpha (Adam).
         batch_size: 1 for ``esd`` and 8 for ``ac`` unless given.
         steps, guidance: of denoising; 3 for ``esd`` and 6 for ``ac`` unless given.
-        precision, checkpointing, training, save_every, checkpoints, seed, progress, force: as in `erase.esd`.
+        arithmetic, checkpointing, training, save_every, checkpoints, seed, progress, force: as in `erase.esd`.
         name: ``p-esd`` or ``p-ac`` by default.
 
     Returns an edit of masks, from which the weights come back to the bit. ``report`` has densities per layer and in
@@ -104,17 +104,17 @@ def differentiable_prune(
     anything to preserve.
     """
     of_esd = objective == "esd"
-    _check_options(of_esd, eta=eta, erase_from=erase_from, x_t=x_t, trajectory=trajectory, target=target, prior=prior)
+    _check_options(of_esd, eta=eta, erase_from=erase_from, x_t=x_t, trajectory=trajectory, variant=variant, prior=prior)
     if not (math.isfinite(init) and 0 <= sparsity < math.inf):
         raise BadInput("init or sparsity is out of range", given=f"init={init}, sparsity={sparsity}")
     items = listed(concepts)
-    arithmetic = own_precision(pipe, precision)
+    precision = own_precision(pipe, arithmetic)
     how = Schedule(
         iterations if iterations is not None else 1000 if of_esd else 200,
         lr,
-        precision=arithmetic,
+        precision=precision,
         checkpointing=checkpointing,
-        in_backward=arithmetic != "float16",
+        in_backward=precision != "float16",
     )
     folder = Path(training) if training is not None else None
     sampling = Sampling(
@@ -123,7 +123,7 @@ def differentiable_prune(
         cached,
         steps,
         guidance if guidance is not None else 3.0 if of_esd else 6.0,
-        timesteps,
+        timestep,
         batch_size if batch_size is not None else 1 if of_esd else 8,
         seed,
         folder=folder,
@@ -136,10 +136,10 @@ def differentiable_prune(
     else:
         goal = AcObjective(
             tuple(pairs(items, anchor, prompts)),
-            target,
+            variant,
             "teacher",
             prior,
-            images,
+            pictures,
             steps,
             sampling.guidance,
             sampling.batch_size,
@@ -198,7 +198,7 @@ def differentiable_prune(
 
 def _check_options(of_esd: bool, **given: Any) -> None:
     """Options of the other objective must be left alone."""
-    others = {"target": "model", "prior": 0.0} if of_esd else {"eta": 1.0, "erase_from": None, "x_t": "cached"}
+    others = {"variant": "model", "prior": 0.0} if of_esd else {"eta": 1.0, "erase_from": None, "x_t": "cached"}
     others |= {} if of_esd else {"trajectory": None}
     if stray := [name for name, default in others.items() if given[name] != default]:
         objective = "ac" if of_esd else "esd"
