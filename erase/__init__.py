@@ -17,6 +17,8 @@ _EXPORTS = {
     "Replace": "_changes",
     "Edit": "_edit",
     "load_edit": "_saving",
+    "edit_from_checkpoint": "_checkpoint",
+    "restore": "_originals",
     "stack": "_stack",
     "concept_prune": "prune",
     "control_mask": "prune",
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from ._changes import Delta as Delta
     from ._changes import Mask as Mask
     from ._changes import Replace as Replace
+    from ._checkpoint import edit_from_checkpoint as edit_from_checkpoint
     from ._edit import Edit as Edit
+    from ._originals import restore as restore
     from ._saving import load_edit as load_edit
     from ._stack import stack as stack
     from .learn import ablating_concepts as ablating_concepts

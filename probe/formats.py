@@ -20,6 +20,7 @@ LAYOUT_VERSIONS = {
     "result": 2,
     "causal_log": 1,
     "training": 1,
+    "originals": 1,
 }
 
 _PREFIX = "neuron-workbench/"

@@ -121,5 +121,7 @@ WORDS = {
     "unit": "a gate for every weight, or for every neuron",
     "init": "log alpha of every gate at the start",
     "sparsity": "weight of the share of closed gates; larger prunes less",
+    "component": "whose tensors a file with plain names holds; unet unless given",
+    "tolerance": "differences up to this share of a tensor's largest weight are none",
     "name": "its name in tables; the method's unless given",
 }

@@ -108,7 +108,7 @@ def keys_and_values(pipe, student):
         outputs = []
         with schedule().learning(pipe), student.in_force(0):
             hooks = [
-                site.resolve(pipe).register_forward_hook(lambda _m, _a, output: outputs.append(output))
+                site.resolve(pipe).register_forward_hook(lambda _m, _a, output, seen=outputs: seen.append(output))
                 for site in probe.sites(pipe, ["xattn.k", "xattn.v"])
             ]
             told = probe.guidance.condition(pipe, ["a church"], guidance=1.0)
