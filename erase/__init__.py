@@ -23,6 +23,9 @@ _EXPORTS = {
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
+    "audit": "prune",
+    "contrast_prompts": "prune",
+    "stepwise_masks": "prune",
     "esd": "learn",
     "ablating_concepts": "learn",
     "differentiable_prune": "learn",
@@ -40,8 +43,11 @@ if TYPE_CHECKING:
     from .learn import ablating_concepts as ablating_concepts
     from .learn import differentiable_prune as differentiable_prune
     from .learn import esd as esd
+    from .prune import audit as audit
     from .prune import concept_prune as concept_prune
+    from .prune import contrast_prompts as contrast_prompts
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons
+    from .prune import stepwise_masks as stepwise_masks
 
 __getattr__, __dir__, __all__ = attach(__name__, _EXPORTS)

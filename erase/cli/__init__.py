@@ -9,6 +9,7 @@ __all__ = ["app", "main"]
 # As help lists them: in the order of work.
 _ORDER = (
     *("concept-prune", "prune-neurons", "esd", "ablating-concepts", "differentiable-prune", "control-mask"),
+    "audit",
     *("edit-from-checkpoint", "stack", "info", "generate", "export", "restore"),
 )
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))

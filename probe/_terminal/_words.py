@@ -121,6 +121,8 @@ WORDS = {
     "unit": "a gate for every weight, or for every neuron",
     "init": "log alpha of every gate at the start",
     "sparsity": "weight of the share of closed gates; larger prunes less",
+    "confident": "share of guesses, the largest, whose sign the attack uses",
+    "held_out": "share of known weights on which the attack tunes itself",
     "component": "whose tensors a file with plain names holds; unet unless given",
     "tolerance": "differences up to this share of a tensor's largest weight are none",
     "name": "its name in tables; the method's unless given",
