@@ -95,13 +95,15 @@ def control_mask(task: Task, edit: Annotated[str, typer.Argument(metavar="EDIT",
 def audit(task: Task, edit: Annotated[str, typer.Argument(metavar="EDIT", help="an edit of masks to attack")]) -> None:
     """Attack an edit by the places of its zeros alone: guess the signs that were there. Writes the revived edit."""
     import erase
-    from probe.errors import BadInput
 
     if task.dry_run:
         return task.plan(edit=edit)
     found = erase.audit(erase.load_edit(edit), task.pipeline(), progress=task.progress, **task.config)
+    document = {"table": found.table, "revived": None, "id": None}
     if found.revived is None:
-        raise BadInput("the edit leaves no zero to see", given=edit, fix="nothing: this is what fill_std is for")
+        return task.result(
+            document, repr(found).strip("<>"), found.table, "there is no zero to see: nothing is written"
+        )
     found.revived.save_pretrained(task.out, force=task.force)
-    document = {"table": found.table, "revived": task.out, "id": found.revived.id}
+    document |= {"revived": task.out, "id": found.revived.id}
     return task.result(document, repr(found).strip("<>"), found.table, f"revived weights saved to {task.out}")
