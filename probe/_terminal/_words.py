@@ -61,7 +61,7 @@ WORDS = {
     "halvings": "random halvings that are averaged",
     "top": "numbers of highest neurons to compare",
     "over": "how selections of several windows are joined",
-    "normalise": "wanda: mean over token rows, or the sums of the released code; erased_delta: by the mean of the site, or not",
+    "normalise": "wanda: means over token rows, or sums as released; erased_delta: by the mean of the site, or none",
     "objective": "gradient: difference of noise predictions, or the judge's log-odds; pruning: the loss of ESD or AC",
     "calls": "at most so many UNet calls of the window, evenly spread; null for every one",
     "candidates": "neurons to change: maps (paths), or {site: [unit, ...]}; unless given, the other methods' highest",

@@ -76,7 +76,7 @@ def test_gated_layers_equal_the_product_and_its_gradients(kind, part, unit, kept
         (expected * weights).sum().backward()
         assert torch.allclose(x_ours.grad, x_theirs.grad, atol=1e-5)
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-4)
-        assert ours.grad.abs().sum() > 0
+        assert ours.numel() <= 2 or ours.grad.abs().sum() > 0  # of two gates, both may be open or closed for good
 
 
 def test_closed_gates_write_zeros_even_where_a_weight_is_infinite():
