@@ -140,7 +140,7 @@ def _nothing(pattern: str, named: dict[str, nn.Module]) -> BadInput:
         expected=f"a group with its number of parameters: {', '.join(sizes)}; a kind of site (ffn, xattn.k, ...);"
         " or a glob over parameters such as"
         f" {next((name for name in named if 'attn2' in name), next(iter(named)))}, or over site names",
-        nearest=nearest(pattern, [*GROUPS, *named]),
+        nearest=nearest(pattern.removeprefix("esd-"), [*GROUPS, *named]),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from erase._concepts import identity, listed
@@ -19,12 +21,22 @@ from erase.learn._pairs import pairs
 from erase.learn._parts import parts_of
 from erase.learn._schedule import Schedule
 from erase.learn._student import Student
+from erase.learn._texts import Texts
 from erase.learn._training import Loss
-from erase.prune._layers import report
+from erase.prune._layers import report, stream
 from probe import NeuronMap
+from probe import guidance as guided
+from probe._generate import image_size
+from probe._generate import sampling as sampling_of
+from probe._grids import latent_size
 from probe._options import validated
 from probe.errors import BadInput
 from probe.protocols import Progress
+
+logger = logging.getLogger(__name__)
+
+#: Relative change of the noise prediction at the start above which there is a warning.
+LARGEST_START = 0.02
 
 
 @validated
@@ -147,11 +159,13 @@ def differentiable_prune(
             folder=folder,
             progress=progress is True,
         )
+    started: dict[str, float] = {}
     parts = parts_of(pipe, train, weights_only=True)
     learning = Gates(pipe, parts, kind=gates, by_unit=unit == "neuron", init=init, seed=seed)
     student: Student = BosBlocked(pipe, learning) if block_bos and not of_esd else learning
 
     def loss() -> Loss:
+        started["init_change"] = change_at_start(pipe, learning, seed)
         if isinstance(goal, EsdObjective):
             erasing = goal.loss(pipe, student, sampling)
         else:
@@ -192,8 +206,29 @@ def differentiable_prune(
         checkpoints=checkpoints,
         progress=progress,
         force=force,
-        report=lambda: report(learning.masks()),
+        report=lambda: report(learning.masks(), **started),
     )
+
+
+def change_at_start(pipe: Any, gates: Gates, seed: int) -> float:
+    """The largest relative change of the noise prediction that gates make as first drawn; a warning if it is large.
+
+    Over three timesteps, for the empty text and random latents.
+    """
+    told = Texts(pipe).of([""])
+    shape = (1, pipe.unet.config.in_channels, *latent_size(pipe, image_size(pipe)))
+    found = []
+    with torch.no_grad(), sampling_of(pipe):
+        for i, timestep in enumerate((900, 500, 100)):
+            x = torch.randn(shape, generator=stream(seed, f"start {i}"))
+            plain = guided.predicted_noise(pipe, x, torch.tensor([timestep]), told)
+            with gates.in_force(i):
+                drawn = guided.predicted_noise(pipe, x, torch.tensor([timestep]), told)
+            found.append(float((drawn - plain).norm() / plain.norm()))
+    if (largest := max(found)) > LARGEST_START:
+        text = "gates change the noise prediction by %.3f before anything is learned: a larger init, or fewer weights"
+        logger.warning(text, largest)
+    return largest
 
 
 def _check_options(of_esd: bool, **given: Any) -> None:

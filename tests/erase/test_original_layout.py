@@ -48,8 +48,8 @@ def test_the_file_holds_what_the_oracle_lists(pipe, edit, tmp_path):
     found = load_file(file)
     with edit.applied(pipe):
         wanted = original_layout(pipe)
-    assert found.keys() == wanted.keys()
-    assert all(raw(found[key]) == raw(wanted[key]) for key in wanted)
+        assert found.keys() == wanted.keys()
+        assert all(raw(found[key]) == raw(wanted[key]) for key in wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["erased.safetensors"]
 
 

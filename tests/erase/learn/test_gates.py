@@ -10,6 +10,7 @@ from erase import hard_concrete as hc
 from erase.learn import Gates, Part, parts_of, train
 from erase.learn import _gated as gated_module
 from erase.learn._gated import ClosedShare, Gate, gated_forward
+from erase.learn._prune import change_at_start
 from probe.errors import BadInput
 from tests.erase.learn.kit import schedule
 from tests.erase.snapshots import FF, parameter, snapshot
@@ -146,16 +147,18 @@ def test_masks_are_what_the_gates_say(pipe):
     assert mask.shape == parameter(pipe, FF).shape
 
 
-def test_at_the_start_the_prediction_hardly_changes(pipe):
-    for seed in range(3):
-        gates = Gates(
-            pipe, parts_of(pipe, "x", weights_only=True), kind="hard-concrete", by_unit=False, init=5, seed=seed
-        )
-        with torch.no_grad():
-            plain = noise(pipe)
-            with gates.in_force(0):
-                change = (noise(pipe) - plain).norm() / plain.norm()
-        assert 0 < float(change) <= 0.02
+def test_the_change_at_the_start_falls_with_init_and_is_warned_of(pipe, caplog):
+    parts = parts_of(pipe, "x", weights_only=True)
+    found = []
+    for init in (5.0, 9.0):
+        caplog.clear()
+        gates = Gates(pipe, parts, kind="hard-concrete", by_unit=False, init=init, seed=0)
+        found.append(change_at_start(pipe, gates, seed=0))
+        assert ("larger init" in caplog.text) == (found[-1] > 0.02)
+    assert found[0] > 0.02, "random weights: cross-attention is half of what such a model does"
+    assert 0 < found[1] < 0.02
+    gates = Gates(pipe, parts, kind="straight-through", by_unit=False, init=5, seed=0)
+    assert change_at_start(pipe, gates, seed=0) == 0
 
 
 def test_memory_is_at_most_sixteen_bytes_a_gate(own_pipe):
