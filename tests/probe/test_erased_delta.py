@@ -90,10 +90,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
             runs(
                 before,
                 after,
-                widths=(
-                    2,
-                    4,
-                ),
+                widths=(6,),
             )[1],
             method="erased_delta",
         )
