@@ -17,7 +17,7 @@ PARTS = ("unet", "vae", "text_encoder")
 
 def names(pipe: Any) -> dict[str, tuple[str, str]]:
     """Key in the file -> (component, canonical name of the tensor), for every tensor of the three networks."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for part in PARTS:
         component = getattr(pipe, part)
         canonical = [canonical_name(part, key) for key in component.state_dict()]

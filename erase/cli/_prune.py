@@ -99,7 +99,7 @@ def audit(task: Task, edit: Annotated[str, typer.Argument(metavar="EDIT", help="
     if task.dry_run:
         return task.plan(edit=edit)
     found = erase.audit(erase.load_edit(edit), task.pipeline(), progress=task.progress, **task.config)
-    document = {"table": found.table, "revived": None, "id": None}
+    document: dict[str, Any] = {"table": found.table, "revived": None, "id": None}
     if found.revived is None:
         return task.result(
             document, repr(found).strip("<>"), found.table, "there is no zero to see: nothing is written"

@@ -91,7 +91,7 @@ class Sampling:
 
     def to_json(self) -> dict[str, Any]:
         """What an identity keeps."""
-        own = {"cached": self.cached} if self.x_t == "cached" else {}
+        own: dict[str, Any] = {"cached": self.cached} if self.x_t == "cached" else {}
         if self.trajectory is not None:
             found = self.trajectory if isinstance(self.trajectory, Trajectory) else Trajectory(self.trajectory)
             own = {"trajectory": found.id}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import grad as conv_grad
 
 from erase import hard_concrete
 from erase.learn._parts import Part
@@ -112,7 +113,7 @@ class _Gated(torch.autograd.Function):
     """y = module(x) with the module's weight gated; gradients to x and to what is learned."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, learned: Tensor, module: nn.Module, gate: Gate, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, learned: Tensor, module: Any, gate: Gate, seed: int) -> Tensor:
         found = gate.not_one(learned, seed)
         at, values, _ = found
         few = len(at) <= KEPT * learned.numel()
@@ -145,14 +146,14 @@ def _of_weight(module: Any, x: Tensor, grad: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
     how = (module.stride, module.padding, module.dilation, module.groups)
-    return nn.grad.conv2d_weight(x, module.weight.shape, grad, *how)
+    return conv_grad.conv2d_weight(x, module.weight.shape, grad, *how)
 
 
 def _of_input(module: Any, x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return grad @ weight
     how = (module.stride, module.padding, module.dilation, module.groups)
-    return nn.grad.conv2d_input(x.shape, weight, grad, *how)
+    return conv_grad.conv2d_input(x.shape, weight, grad, *how)
 
 
 class ClosedShare(torch.autograd.Function):

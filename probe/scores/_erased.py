@@ -74,7 +74,7 @@ def erased_delta(
         expected = "intervals >= 0, resamples >= 1, 0 < level < 1"
         raise BadInput("the bootstrap cannot be done", given=given, expected=expected)
     runs = [recorded(source, group, reducer) for source in (target, reference)]
-    _check(*runs, form)
+    _check(runs[0], runs[1], form)
     means = [WindowMeans.of(run, reducer, window, branches) for run in runs]
     fan_out = [run.fan_out.astype(np.float64) if form == "contribution" else np.ones(run.n_neurons) for run in runs]
 
@@ -95,7 +95,7 @@ def erased_delta(
     chosen = _highest(score, intervals)
     if len(chosen):
         columns = [m.columns(chosen, pieces) * f[chosen] for m, f in zip(means, fan_out, strict=True)]
-        limits = paired_limits(*columns, means[0].coordinate("prompt_id"), resamples, level, seed)
+        limits = paired_limits(columns[0], columns[1], means[0].coordinate("prompt_id"), resamples, level, seed)
         low[chosen], high[chosen] = limits[0] / scale[chosen], limits[1] / scale[chosen]
     unmeasured = int(np.isnan(score).sum())
     options = {
@@ -166,15 +166,15 @@ def _check(target: Recorded, reference: Recorded, form: str) -> None:
     if given[0] != given[1]:
         raise BadInput("the runs were recorded at different x_t", given=f"{given[1]}", expected=f"{given[0]}", fix=fix)
     edits = [run.identity["lineage"] for run in (target, reference)]
-    if edits[0] == edits[1]:
+    if edits[0] == edits[1] and target.model == reference.model:  # an exported model names no edit
         raise BadInput("both runs are of the same model", given=f"edits in force: {edits[0] or 'none'}", fix=fix)
     comparable = [
         {key: value for key, value in run.comparable.items() if key not in ("lineage", "weights")}
         for run in (target, reference)
     ]
-    check_same(*comparable, "runs of the model and of the erased one cannot be compared", fix=fix)
+    check_same(comparable[0], comparable[1], "runs of the model and of the erased one cannot be compared", fix=fix)
     samples = [run.reference_json()["samples"] for run in (target, reference)]
-    check_same(*samples, "runs of the model and of the erased one have different samples", fix=fix)
+    check_same(samples[0], samples[1], "runs of the model and of the erased one have different samples", fix=fix)
     if form == "contribution" and np.isnan(target.fan_out).any():
         site = next(
             site.name
