@@ -36,13 +36,13 @@ from probe.testing import published_config, tiny_pipeline
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "recorder.csv"
-BEGIN, END = "<!-- recorder -->\n", "<!-- /recorder -->\n"
 COLUMNS = ("row", "what", "value", "low", "high", "bar", "unit", "n", "note", "date", "machine", "versions")
 PACKAGES = ("torch", "diffusers", "zarr", "xarray", "numpy")
 STEPS = 30
 PROMPTS = [f"a {thing}" for thing in ("church", "castle", "dog", "bus", "rose", "key", "owl", "chair", "drum", "apple")]
 
-ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {}
+Rows = dict[str, Callable[[Path], list[dict[str, Any]]]]
+ROWS: Rows = {}
 
 
 def row(function: Callable[[Path], list[dict[str, Any]]]) -> Callable[[Path], list[dict[str, Any]]]:
@@ -288,41 +288,42 @@ def machine() -> str:
     return f"{psutil.cpu_count()} cores, {name}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
-def keep(name: str, found: list[dict[str, Any]]) -> None:
-    """Replace a row of the CSV and remake the table of the README."""
+def keep(name: str, found: list[dict[str, Any]], rows_of: Rows = ROWS, table_file: Path = TABLE) -> None:
+    """Replace a row of the CSV and remake the table of the README that has the name of the file."""
+    begin, end = (f"<!-- {mark}{table_file.stem} -->\n" for mark in ("", "/"))
     made_on = {"date": f"{datetime.date.today()}", "machine": machine(),
                "versions": ", ".join(f"{p} {version(p)}" for p in PACKAGES)}  # fmt: skip
-    rows = [{"row": name, "what": " ".join((ROWS[name].__doc__ or "").split()), **made_on} | one for one in found]
-    TABLE.parent.mkdir(exist_ok=True)
-    old = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+    rows = [{"row": name, "what": " ".join((rows_of[name].__doc__ or "").split()), **made_on} | one for one in found]
+    table_file.parent.mkdir(exist_ok=True)
+    old = pd.read_csv(table_file) if table_file.exists() else pd.DataFrame(columns=COLUMNS)
     table = pd.concat([old[old["row"] != name], pd.DataFrame(rows)], ignore_index=True)[list(COLUMNS)]
-    table = table.sort_values("row", key=lambda names: names.map(list(ROWS).index), kind="stable")
-    table.round(4).to_csv(TABLE, index=False)
+    table = table.sort_values("row", key=lambda names: names.map(list(rows_of).index), kind="stable")
+    table.round(4).to_csv(table_file, index=False)
     readme = HERE / "README.md"
-    head, _, rest = readme.read_text().partition(BEGIN)
+    head, _, rest = readme.read_text().partition(begin)
     lines = ["| what | measured | bar | n | seconds or note | date |", "| --- | --- | --- | --- | --- | --- |"]
     for r in table.itertuples():
         unit = "" if r.unit == "ratio" else f" {r.unit}"
         interval = "" if np.isnan(r.low) else f" [{r.low:.3g}, {r.high:.3g}]"
         lines.append(f"| {r.what} | {r.value:.3g}{interval}{unit} | {r.bar} | {r.n} | {r.note} | {r.date} |")
     made = "\n".join([*lines, "", f"{table['machine'].iloc[-1]}; {table['versions'].iloc[-1]}.", ""])
-    readme.write_text(head + BEGIN + made + END + rest.partition(END)[2])
+    readme.write_text(head + begin + made + end + rest.partition(end)[2])
 
 
-def main() -> None:
+def main(rows_of: Rows = ROWS, table_file: Path = TABLE, description: str = __doc__ or "") -> None:
     """Measure the rows that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], default=[])
+    parser = argparse.ArgumentParser(description=description.partition("\n\n")[0])
+    parser.add_argument("rows", nargs="*", choices=[[], *rows_of], default=[])
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False))
     args = parser.parse_args()
     if args.list:
-        return print(*(f"{name}: {' '.join((f.__doc__ or '').split())}" for name, f in ROWS.items()), sep="\n")
+        return print(*(f"{name}: {' '.join((f.__doc__ or '').split())}" for name, f in rows_of.items()), sep="\n")
     torch.set_num_threads(args.threads)
-    for name in args.rows or ROWS:
+    for name in args.rows or rows_of:
         with tempfile.TemporaryDirectory() as folder:
-            found = ROWS[name](Path(folder))
-        keep(name, found)
+            found = rows_of[name](Path(folder))
+        keep(name, found, rows_of, table_file)
         print(name, *(f"{one['value']:.4f}" for one in found), flush=True)
     return None
 

@@ -17,21 +17,37 @@ _EXPORTS = {
     "Replace": "_changes",
     "Edit": "_edit",
     "load_edit": "_saving",
+    "edit_from_checkpoint": "_checkpoint",
+    "restore": "_originals",
     "stack": "_stack",
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
+    "audit": "prune",
+    "contrast_prompts": "prune",
+    "stepwise_masks": "prune",
+    "esd": "learn",
+    "ablating_concepts": "learn",
+    "differentiable_prune": "learn",
 }
 
 if TYPE_CHECKING:
     from ._changes import Delta as Delta
     from ._changes import Mask as Mask
     from ._changes import Replace as Replace
+    from ._checkpoint import edit_from_checkpoint as edit_from_checkpoint
     from ._edit import Edit as Edit
+    from ._originals import restore as restore
     from ._saving import load_edit as load_edit
     from ._stack import stack as stack
+    from .learn import ablating_concepts as ablating_concepts
+    from .learn import differentiable_prune as differentiable_prune
+    from .learn import esd as esd
+    from .prune import audit as audit
     from .prune import concept_prune as concept_prune
+    from .prune import contrast_prompts as contrast_prompts
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons
+    from .prune import stepwise_masks as stepwise_masks
 
 __getattr__, __dir__, __all__ = attach(__name__, _EXPORTS)

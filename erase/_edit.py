@@ -130,15 +130,30 @@ class Edit:
 
         return save(self, folder, force=force)
 
-    def export(self, pipe: Any, folder: str | Path, *, force: bool = False) -> Path:
+    def export(
+        self,
+        pipe: Any,
+        folder: str | Path,
+        *,
+        include_originals: bool = False,
+        layout: str = "diffusers",
+        force: bool = False,
+    ) -> Path:
         """Write the edited pipeline as a plain diffusers folder that needs no workbench to load.
+
+        Args:
+            pipe: the pipeline, with the edit in force or without.
+            folder: new or empty.
+            include_originals: keep what was overwritten beside it: `erase.restore` brings the weights back bit by bit.
+            layout: ``"ldm"`` writes one .safetensors file in the original Stable Diffusion layout instead (SD 1.x).
+            force: replace a pipeline that is there.
 
         What was written is loaded again; its tensors and a latent denoised from a fixed seed must equal those of the
         edited pipeline before the folder takes its name. Raises as `save_pretrained` and `apply`.
         """
         from erase._export import export
 
-        return export(self, pipe, folder, force=force)
+        return export(self, pipe, folder, include_originals=include_originals, layout=layout, force=force)
 
 
 class Applied:

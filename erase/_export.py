@@ -11,32 +11,62 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from erase import _in_force
+from erase import _in_force, _original, _originals
 from erase._card import card
 from probe import compat
 from probe._files import check_free, written_whole
 from probe._load import load
-from probe.errors import BadInput, WorkbenchError
+from probe.errors import BadInput, WorkbenchError, unknown_name
 
 if TYPE_CHECKING:
     from erase._edit import Edit
 
 logger = logging.getLogger(__name__)
 
+LAYOUTS = ("diffusers", "ldm")
 
-def export(edit: Edit, pipe: Any, folder: str | Path, *, force: bool = False) -> Path:
+
+def export(
+    edit: Edit,
+    pipe: Any,
+    folder: str | Path,
+    *,
+    include_originals: bool = False,
+    layout: str = "diffusers",
+    force: bool = False,
+) -> Path:
     """Write ``pipe`` with ``edit`` (and whatever is in force already) to ``folder``; see `Edit.export`."""
     folder = Path(folder)
+    if layout not in LAYOUTS:
+        raise unknown_name("layout", layout, LAYOUTS)
     if not edit.mergeable:
         raise BadInput(f"edit {edit.name!r} is more than weights and cannot be exported", fix="save_pretrained it")
+    if layout == "ldm":
+        return _export_file(edit, pipe, folder, include_originals=include_originals, force=force)
     check_free(folder, "pipeline", ours=(folder / "model_index.json").is_file(), force=force)
     in_force = any(entry.edit.id == edit.id for entry in _in_force.entries(pipe))
     with nullcontext() if in_force else edit.applied(pipe), written_whole(folder, replace=force) as partial:
         compat.save_pipeline(pipe, partial)
         (partial / "README.md").write_text(card(edit), encoding="utf-8")
+        if include_originals:
+            _originals.write(pipe, partial)
         _compare(pipe, partial, folder)
     logger.info("exported %s with edit %s and checked it", folder, edit.name)
     return folder
+
+
+def _export_file(edit: Edit, pipe: Any, file: Path, *, include_originals: bool, force: bool) -> Path:
+    """One file in the original layout; see `erase._original`."""
+    if include_originals:
+        raise BadInput("originals are kept beside a folder only", fix='layout="diffusers"')
+    if file.suffix != ".safetensors":
+        raise BadInput("the original layout is one file", given=str(file), fix=f"{file}.safetensors")
+    check_free(file, "model file", ours=file.is_file(), force=force)
+    in_force = any(entry.edit.id == edit.id for entry in _in_force.entries(pipe))
+    with nullcontext() if in_force else edit.applied(pipe), written_whole(file, replace=force) as partial:
+        _original.write(pipe, partial)
+    logger.info("exported %s with edit %s and checked it", file, edit.name)
+    return file
 
 
 def _compare(pipe: Any, written: Path, folder: Path) -> None:

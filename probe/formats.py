@@ -19,6 +19,8 @@ LAYOUT_VERSIONS = {
     "edit": 1,
     "result": 2,
     "causal_log": 1,
+    "training": 1,
+    "originals": 1,
 }
 
 _PREFIX = "neuron-workbench/"

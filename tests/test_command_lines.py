@@ -538,3 +538,92 @@ def test_everything_on_a_command_line_is_explained(program: str) -> None:
         for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
             (declared,) = parameter.annotation.__metadata__
             assert declared.help.partition("[default:")[0].strip(), f"{command.name} {parameter.name}: see _words.py"
+
+
+# --- Erasers that learn -----------------------------------------------------------------------------------------------
+
+_FEW = ["--cached", "2", "--steps", "3", "--iterations", "2", "-q"]
+
+
+def test_an_edit_is_learned_and_goes_on(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = ["--model", shelf / "model"]
+    training = ["--training", tmp_path / "training", "--checkpoints", "1"]
+    made = document(capsys, "erase", "esd", "a church", *model, *_FEW, *training, "-o", tmp_path / "esd")
+    by_hand = erase.esd(probe.load(str(shelf / "model")), "a church", cached=2, steps=3, iterations=2, progress=False)
+    assert made["id"] == by_hand.id
+    again = document(capsys, "erase", "esd", "a church", *model, *_FEW, *training, "-o", tmp_path / "esd")
+    assert again["id"] == made["id"], "the same command finds its training, and its edit"
+    assert erase.load_edit(tmp_path / "training" / "checkpoints" / "1").options["iterations"] == 1
+    code, _, err = call(capsys, "erase", "esd", "a church", *model, *_FEW, "-o", tmp_path / "esd")
+    assert code == 2, "without a training folder the work would be lost"
+    assert "another edit" in err
+
+
+def test_gates_are_learned_on_a_saved_map(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    nm = probe.NeuronMap.load(shelf / "map.zarr.zip").select(top=4)
+    nm.save(tmp_path / "top.zarr.zip")
+    words = ["--train", tmp_path / "top.zarr.zip", "--preserve", "a house", "--preserve", "a hill"]
+    made = document(
+        capsys, "erase", "differentiable-prune", "church", "--model", shelf / "model", *_FEW, *words, "-o",
+        tmp_path / "edit",
+    )  # fmt: skip
+    edit = erase.load_edit(made["edit"])
+    assert edit.options["preserve"] == ["a house", "a hill"]
+    assert edit.provenance["identity"]["inputs"] == {"concepts": ["church"], "map": nm.id}
+
+
+def test_concepts_are_ablated(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    few = ["--pictures", "2", "--steps", "2", "--iterations", "1", "--batch-size", "2", "-q"]
+    made = document(
+        capsys, "erase", "ablating-concepts", "church", "--model", shelf / "model", *few, "-o", tmp_path / "edit"
+    )
+    assert ["look at a church", "look at a building"] in erase.load_edit(made["edit"]).options["pairs"]
+
+
+def test_exports_are_restored_and_read_as_edits(
+    shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = ["--model", shelf / "model"]
+    document(capsys, "erase", "export", shelf / "five", *model, "--include-originals", "-o", tmp_path / "erased")
+    document(capsys, "erase", "restore", tmp_path / "erased", "-o", tmp_path / "original")
+    one, other = (probe.fingerprint(probe.load(str(path))) for path in (shelf / "model", tmp_path / "original"))
+    assert one.to_json() == other.to_json()
+    file = tmp_path / "erased.safetensors"
+    document(capsys, "erase", "export", shelf / "five", *model, "--layout", "ldm", "-o", file)
+    made = document(capsys, "erase", "edit-from-checkpoint", file, *model, "-o", tmp_path / "again")
+    assert set(erase.load_edit(made["edit"]).params) == set(erase.load_edit(shelf / "five").params)
+
+
+def test_zeros_are_audited(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = document(
+        capsys, "erase", "audit", shelf / "edit", "--model", shelf / "model", "--iterations", "2", "-o", tmp_path / "r"
+    )
+    assert found["table"][-1]["found"] == 1
+    assert erase.load_edit(tmp_path / "r").id == found["id"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("erase esd church --train esd-x --model {m} -o {new}", "no parameter"),
+        ("erase esd church --lr 0 --model {m} -o {new}", "lr must be positive"),
+        ("erase esd church --iterations -1 --model {m} -o {new}", "iterations must be positive"),
+        ("erase esd church --model {m} -o {s}/target", "no edit"),
+        ("erase esd church --x-t cashed --model {m} -o {new}", "nearest: cached"),
+        ("erase ablating-concepts tower --model {m} -o {new}", "no anchor"),
+        ("erase ablating-concepts tower --anchor tower --model {m} -o {new}", "the target"),
+        ("erase differentiable-prune x --model {m} -o {new}", "preserve"),
+        ("erase restore {m} -o {new}", "include_originals"),
+        ("erase edit-from-checkpoint {s}/absent --model {m} -o {new}", "no such checkpoint"),
+        ("erase export {s}/five --layout lmd --model {m} -o {new}", "nearest: ldm"),
+    ],
+)
+def test_what_learning_refuses(
+    shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str, part: str
+) -> None:
+    line = words.format(s=shelf, m=shelf / "model", new=tmp_path / "new").split()
+    code, out, err = call(capsys, *line)
+    assert (code, out) == (2, ""), err
+    assert err.count("\n") == 1
+    assert part in err
+    assert not list(tmp_path.iterdir())

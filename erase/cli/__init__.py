@@ -1,13 +1,17 @@
 """``erase`` on the command line. Each command is the public function's name with dashes."""
 
-from erase.cli import _edits, _images, _prune
+from erase.cli import _edits, _images, _learn, _prune
 from erase.cli._app import app
 from probe._terminal import leave, run
 
 __all__ = ["app", "main"]
 
 # As help lists them: in the order of work.
-_ORDER = ("concept-prune", "prune-neurons", "control-mask", "stack", "info", "generate", "export")
+_ORDER = (
+    *("concept-prune", "prune-neurons", "esd", "ablating-concepts", "differentiable-prune", "control-mask"),
+    "audit",
+    *("edit-from-checkpoint", "stack", "info", "generate", "export", "restore"),
+)
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
 
 

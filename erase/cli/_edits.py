@@ -9,10 +9,12 @@ import typer
 
 from erase.cli._app import app
 from erase.cli._prune import save
-from probe._terminal import Task, command
+from probe._terminal import Task, command, from_signature
 
 if TYPE_CHECKING:
     from erase import Edit
+
+_CHECKPOINT = from_signature("erase._checkpoint:edit_from_checkpoint", verbatim=("name",))
 
 
 @command(app, "info")
@@ -79,12 +81,49 @@ def stack(
 
 
 @command(app, "export", model=True, out=True)
-def export(task: Task, edit: Annotated[str, typer.Argument(metavar="EDIT", help="a saved edit")]) -> None:
+def export(
+    task: Task,
+    edit: Annotated[str, typer.Argument(metavar="EDIT", help="a saved edit")],
+    include_originals: Annotated[
+        bool, typer.Option("--include-originals", help="keep what was overwritten: erase restore brings it back")
+    ] = False,
+    layout: Annotated[
+        str, typer.Option(help="diffusers, or ldm: one .safetensors in the original layout of SD 1.x")
+    ] = "diffusers",
+) -> None:
     """Write the edited model as a plain diffusers folder, loaded again and compared before it takes its name."""
     import erase
 
     if task.dry_run:
-        return task.plan(edit=edit)
+        return task.plan(edit=edit, include_originals=include_originals, layout=layout)
     loaded = erase.load_edit(edit)
-    loaded.export(task.pipeline(), task.out, force=task.force)
+    loaded.export(task.pipeline(), task.out, include_originals=include_originals, layout=layout, force=task.force)
     return task.result({"model": task.out, "edit": loaded.id}, f"{task.out}: a pipeline with {loaded.name}, checked")
+
+
+@command(app, "restore", out=True)
+def restore(
+    task: Task, model: Annotated[str, typer.Argument(metavar="MODEL", help="a folder exported with its originals")]
+) -> None:
+    """Write the model as it was before its edits, bit by bit, from an export that keeps its originals."""
+    import erase
+
+    if task.dry_run:
+        return task.plan(model=model)
+    erase.restore(model, task.out, force=task.force)
+    return task.result({"model": task.out}, f"{task.out}: the weights that {model} was made from")
+
+
+@command(app, "edit-from-checkpoint", options=_CHECKPOINT, model=True, out=True)
+def edit_from_checkpoint(
+    task: Task,
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="a folder or .safetensors of an erased model")
+    ],
+) -> None:
+    """Make an edit of what a published erased model changes in --model, the model it was made from."""
+    import erase
+
+    if task.dry_run:
+        return task.plan(checkpoint=checkpoint)
+    return save(task, erase.edit_from_checkpoint(task.pipeline(), checkpoint, **task.config))

@@ -12,6 +12,9 @@ from probe._terminal import Task, command, from_signature
 if TYPE_CHECKING:
     from erase import Edit
 
+_Maps = Annotated[
+    list[str], typer.Argument(metavar="MAP...", help="neuron map, as probe score saved it; one a concept")
+]
 _Map = Annotated[str, typer.Argument(metavar="MAP", help="neuron map, as probe score saved it")]
 
 
@@ -32,8 +35,8 @@ def save(task: Task, edit: Edit) -> None:
 
 
 @command(app, "concept-prune", options=from_signature("erase.prune._concept:concept_prune"), model=True, out=True)
-def concept_prune(task: Task, neuron_map: _Map) -> None:
-    """ConceptPrune: mask the weights that a wanda map finds skilled at the concept."""
+def concept_prune(task: Task, neuron_map: _Maps) -> None:
+    """ConceptPrune: mask the weights that a wanda map finds skilled at the concept; of several maps, the union."""
     import erase
     from probe import NeuronMap
 
@@ -42,8 +45,8 @@ def concept_prune(task: Task, neuron_map: _Map) -> None:
     config = dict(task.config)
     if config.get("keep") is not None:
         config["keep"] = _protected(config["keep"])
-    nm = NeuronMap.load(neuron_map)
-    return save(task, erase.concept_prune(task.pipeline(), nm, **config))
+    maps = [NeuronMap.load(path) for path in neuron_map]
+    return save(task, erase.concept_prune(task.pipeline(), maps if len(maps) > 1 else maps[0], **config))
 
 
 def _protected(path: str) -> Any:
@@ -84,3 +87,23 @@ def control_mask(task: Task, edit: Annotated[str, typer.Argument(metavar="EDIT",
         return task.plan(edit=edit)
     pipe = task.pipeline() if task.config.get("kind") == "magnitude" else None
     return save(task, erase.control_mask(erase.load_edit(edit), pipe, **task.config))
+
+
+@command(
+    app, "audit", options=from_signature("erase.prune._audit:audit", leave_out=("progress",)), model=True, out=True
+)
+def audit(task: Task, edit: Annotated[str, typer.Argument(metavar="EDIT", help="an edit of masks to attack")]) -> None:
+    """Attack an edit by the places of its zeros alone: guess the signs that were there. Writes the revived edit."""
+    import erase
+
+    if task.dry_run:
+        return task.plan(edit=edit)
+    found = erase.audit(erase.load_edit(edit), task.pipeline(), progress=task.progress, **task.config)
+    document: dict[str, Any] = {"table": found.table, "revived": None, "id": None}
+    if found.revived is None:
+        return task.result(
+            document, repr(found).strip("<>"), found.table, "there is no zero to see: nothing is written"
+        )
+    found.revived.save_pretrained(task.out, force=task.force)
+    document |= {"revived": task.out, "id": found.revived.id}
+    return task.result(document, repr(found).strip("<>"), found.table, f"revived weights saved to {task.out}")

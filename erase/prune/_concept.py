@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ from probe.errors import BadInput
 @validated
 def concept_prune(
     pipe: Any,
-    nm: NeuronMap,
+    nm: NeuronMap | Sequence[NeuronMap],
     *,
     skill_ratio: float = 0.01,
     window: tuple[float, float] | None = (999, 821),
@@ -53,7 +55,8 @@ def concept_prune(
     Args:
         pipe: the pipeline that the map was made on. It is read, not changed.
         nm: a map made by the score ``wanda``; whether it counted one branch or both, and means or sums, was decided
-            there (``branches``, ``normalise``). Its selection is not read.
+            there (``branches``, ``normalise``). Its selection is not read. Of several maps, a concept each, the masks
+            are joined by OR.
         skill_ratio: k in (0, 1]; the paper uses 0.01 to 0.02.
         window: steps that count, as (first, last) timesteps of the scheduler, both included; None means all. The
             default is what the paper's first 10 of 50 PNDM steps cover, and 5 of 30 DDIM steps.
@@ -79,29 +82,17 @@ def concept_prune(
     """
     _in_range(skill_ratio=(skill_ratio, 0 < skill_ratio <= 1, "in (0, 1]"), vote=(vote, 0 <= vote < 1, "in [0, 1)"))
     _in_range(margin=(margin, 0 <= margin < math.inf, ">= 0"), fill_std=(fill_std, 0 <= fill_std < math.inf, ">= 0"))
-    target, reference = _norms(nm)
-    resolved, steps = _steps(nm, window, first_steps)
-    layers = layers_of(pipe, nm)
-    counts = _counts(layers, skill_ratio, scope)
-    kept = Keep.of(keep, nm, pipe)
-    rule = masks.skilled if precision == "float32" else masks.skilled_by_products
-
+    maps = [nm] if isinstance(nm, NeuronMap) else list(nm)
+    if not maps:
+        raise BadInput("there is no neuron map to prune from", fix="give at least one")
+    rule = Rule(skill_ratio, scope, margin, vote, reference_topk == "excluded", precision == "float16")
+    parts = [masks_of(pipe, one, rule, steps_in(one, window, first_steps)[1], keep) for one in maps]
+    resolved, steps = steps_in(maps[0], window, first_steps)
     found: dict[str, Tensor] = {}
-    for layer in layers:
-        votes = torch.zeros(layer.weight.shape, dtype=torch.int32)
-        for t in steps:
-            n_target, n_reference = target[t, layer.units], reference[t, layer.units]
-            mask = rule(
-                layer.weight,
-                n_target,
-                n_reference,
-                counts[layer.param],
-                scope=scope,
-                margin=margin,
-                exclude_reference_topk=reference_topk == "excluded",
-            )
-            votes += mask & ~kept.spared(layer.site, t, n_target)
-        found[layer.param] = masks.vote(votes, len(steps), vote)
+    weights = {}
+    for layer, mask in (pair for part in parts for pair in part.layers):
+        found[layer.param] = found[layer.param] | mask if layer.param in found else mask
+        weights[layer.param] = layer.weight
     options = {
         "skill_ratio": skill_ratio,
         "window": resolved,
@@ -113,19 +104,80 @@ def concept_prune(
         "fill_std": fill_std,
         "seed": seed if fill_std else None,
     }
-    timesteps = [nm.windows[t] for t in steps]
+    timesteps = [maps[0].windows[t] for t in steps]
+    per_row = {layer.param: count for part in parts for (layer, _), count in zip(part.layers, part.counts, strict=True)}
+    one = len(maps) == 1
+    more = {} if one else {"concepts": {m.id: report(dict(part.named)) for m, part in zip(maps, parts, strict=True)}}
     return make_edit(
         pipe,
-        [_change(layer, found[layer.param], fill_std, seed) for layer in layers],
+        [_change(param, weights[param], mask, fill_std, seed) for param, mask in found.items()],
         name=name or "concept_prune",
         method="concept_prune",
         options=options,
-        inputs={"map": nm.id, "keep": kept.source},
-        report=report(found, steps=len(steps), timesteps=timesteps, per_row=counts if scope == "row" else None),
+        inputs={"map": maps[0].id if one else [m.id for m in maps], "keep": parts[0].kept.source},
+        report=report(
+            found, steps=len(steps), timesteps=timesteps, per_row=per_row if scope == "row" else None, **more
+        ),
     )
 
 
-def _norms(nm: NeuronMap) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Rule:
+    """Which weights are skilled: see `concept_prune`."""
+
+    skill_ratio: float
+    scope: str = "row"
+    margin: float = 0.0
+    vote: float = 0.0
+    exclude_reference_topk: bool = False
+    by_products: bool = False
+
+    def at(self, layer: Layer, count: int, target: Tensor, reference: Tensor) -> Tensor:
+        """The skilled weights (o n) of a layer at one step."""
+        rule = masks.skilled_by_products if self.by_products else masks.skilled
+        return rule(
+            layer.weight,
+            target,
+            reference,
+            count,
+            scope=self.scope,
+            margin=self.margin,
+            exclude_reference_topk=self.exclude_reference_topk,
+        )
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks (o n) of one map, and how many weights the skill ratio selects in each layer."""
+
+    layers: list[tuple[Layer, Tensor]]
+    counts: list[int]
+    kept: Keep
+
+    @property
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameter and mask."""
+        return ((layer.param, mask) for layer, mask in self.layers)
+
+
+def masks_of(pipe: Any, nm: NeuronMap, rule: Rule, steps: Sequence[int], keep: Any) -> Masks:
+    """The masks of a map, joined over ``steps`` (positions of its windows)."""
+    target, reference = norms(nm)
+    layers = layers_of(pipe, nm)
+    counts = _counts(layers, rule.skill_ratio, rule.scope)
+    kept = Keep.of(keep, nm, pipe)
+    found = []
+    for layer in layers:
+        votes = torch.zeros(layer.weight.shape, dtype=torch.int32)
+        for t in steps:
+            n_target, n_reference = target[t, layer.units], reference[t, layer.units]
+            mask = rule.at(layer, counts[layer.param], n_target, n_reference)
+            votes += mask & ~kept.spared(layer.site, t, n_target)
+        found.append((layer, masks.vote(votes, len(steps), rule.vote)))
+    return Masks(found, [counts[layer.param] for layer in layers], kept)
+
+
+def norms(nm: NeuronMap) -> tuple[Tensor, Tensor]:
     """Target and reference norms, each (window, neuron), float32."""
     missing = [key for key in ("target", "reference") if key not in nm.dataset]
     if nm.method != "wanda" or missing:
@@ -139,7 +191,9 @@ def _norms(nm: NeuronMap) -> tuple[Tensor, Tensor]:
     return target, reference
 
 
-def _steps(nm: NeuronMap, window: tuple[float, float] | None, first_steps: int | None) -> tuple[list[float], list[int]]:
+def steps_in(
+    nm: NeuronMap, window: tuple[float, float] | None, first_steps: int | None
+) -> tuple[list[float], list[int]]:
     """The window as timesteps, and the positions of the map's windows inside it."""
     times = nm.windows
     if first_steps is not None:
@@ -181,11 +235,11 @@ def _counts(layers: list[Layer], skill_ratio: float, scope: str) -> dict[str, in
     return counts
 
 
-def _change(layer: Layer, mask: Tensor, fill_std: float, seed: int) -> Change:
+def _change(param: str, weight: Tensor, mask: Tensor, fill_std: float, seed: int) -> Change:
     if not fill_std:
-        return Mask.of(layer.param, mask)
-    noise = torch.randn(mask.shape, generator=stream(seed, layer.param)) * (fill_std * layer.weight.std())
-    return Delta(layer.param, torch.where(mask, noise - layer.weight, 0))
+        return Mask.of(param, mask)
+    noise = torch.randn(mask.shape, generator=stream(seed, param)) * (fill_std * weight.std())
+    return Delta(param, torch.where(mask, noise - weight, 0))
 
 
 def _in_range(**checks: tuple[float, bool, str]) -> None:

@@ -10,7 +10,8 @@ from probe._terminal import Task, command, from_signature, from_signatures
 from probe.cli._app import app
 
 _RUN_THE_MODEL = ("gradient", "causal")
-_METHODS = {name: f"probe.scores._{name}:{name}" for name in ("wanda", "contrast", "auroc", "linear", *_RUN_THE_MODEL)}
+_READ_RUNS = ("wanda", "contrast", "auroc", "linear", "erased_delta")
+_METHODS = {name: f"probe.scores._{name.split('_')[0]}:{name}" for name in _READ_RUNS + _RUN_THE_MODEL}
 _OPTIONS = from_signatures(_METHODS, leave_out=("pipe", "concept", "progress"), verbatim=("log", "source"))
 _SHOWN = ("score", "q_value", "ci_low", "ci_high", "rate_before", "rate_after", "n")
 

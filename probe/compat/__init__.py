@@ -8,6 +8,7 @@
 """
 
 from probe.compat._networks import canonical_name, clean_config, live_name, refuse_compiled, unet_inputs
+from probe.compat._original import original_names, original_shape
 from probe.compat._pipelines import LEFT_OUT, dtype_argument, quiet_libraries, save_pipeline
 from probe.compat._sklearn import l1_logistic
 from probe.compat._tokenizers import (
@@ -34,6 +35,8 @@ __all__ = [
     "dtype_argument",
     "l1_logistic",
     "live_name",
+    "original_names",
+    "original_shape",
     "quiet_libraries",
     "refuse_compiled",
     "save_pipeline",

@@ -16,6 +16,7 @@ from probe.errors import BadInput, unknown_name
 from probe.scores._auroc import auroc
 from probe.scores._causal import causal
 from probe.scores._contrast import contrast
+from probe.scores._erased import erased_delta
 from probe.scores._gradient import gradient
 from probe.scores._linear import linear
 from probe.scores._selectivity import Selectivity, selectivity
@@ -27,6 +28,7 @@ __all__ = [
     "auroc",
     "causal",
     "contrast",
+    "erased_delta",
     "gradient",
     "linear",
     "overlap",
@@ -137,5 +139,6 @@ register_score("wanda", wanda)
 register_score("contrast", contrast)
 register_score("auroc", auroc)
 register_score("linear", linear)
+register_score("erased_delta", erased_delta)
 register_score("gradient", gradient)
 register_score("causal", causal)

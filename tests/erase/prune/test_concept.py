@@ -410,3 +410,21 @@ def test_pruning_from_a_saved_map_in_a_fresh_process(runs, tmp_path):
     assert all(isinstance(change, Mask) for change in again.changes)
     with again.applied(pipe):
         assert not parameter(pipe, again.params[0])[again.changes[0].dense()].any()
+
+
+# --- Several concepts -------------------------------------------------------------------------------------------------
+
+
+def test_several_maps_give_the_union_of_their_masks(pipe):
+    maps = [wanda_map(pipe, *norms(pipe, 10, seed), TIMESTEPS) for seed in range(3)]
+    single = [concept_prune(pipe, nm, skill_ratio=RATIO) for nm in maps]
+    joint = concept_prune(pipe, maps, skill_ratio=RATIO)
+    for param, mask in masks_of(joint).items():
+        expected = masks_of(single[0])[param] | masks_of(single[1])[param] | masks_of(single[2])[param]
+        assert torch.equal(mask, expected)
+    assert joint.provenance["identity"]["inputs"]["map"] == [nm.id for nm in maps]
+    each = joint.report["concepts"]
+    assert [each[nm.id]["density"] for nm in maps] == [edit.report["density"] for edit in single]
+    assert concept_prune(pipe, maps[:1], skill_ratio=RATIO).id == single[0].id
+    with pytest.raises(BadInput, match="no neuron map"):
+        concept_prune(pipe, [])
