@@ -18,6 +18,11 @@ _EXPORTS = {
     "Edit": "_edit",
     "load_edit": "_saving",
     "stack": "_stack",
+    "Augmentation": "closed_form",
+    "PreserveCache": "closed_form",
+    "preserve_cache": "closed_form",
+    "trce_text": "closed_form",
+    "uce": "closed_form",
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
@@ -30,6 +35,11 @@ if TYPE_CHECKING:
     from ._edit import Edit as Edit
     from ._saving import load_edit as load_edit
     from ._stack import stack as stack
+    from .closed_form import Augmentation as Augmentation
+    from .closed_form import PreserveCache as PreserveCache
+    from .closed_form import preserve_cache as preserve_cache
+    from .closed_form import trce_text as trce_text
+    from .closed_form import uce as uce
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons

@@ -1,0 +1,10 @@
+"""Erasers that solve for new key and value projections in closed form, on one linear-algebra core (`erase.gram`)."""
+
+from __future__ import annotations
+
+from erase.closed_form._augment import Augmentation
+from erase.closed_form._cache import PreserveCache, preserve_cache
+from erase.closed_form._trce_text import trce_text
+from erase.closed_form._uce import uce
+
+__all__ = ["Augmentation", "PreserveCache", "preserve_cache", "trce_text", "uce"]
