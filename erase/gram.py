@@ -135,7 +135,7 @@ def most_alike(rows: Rows) -> tuple[int, int, float]:
 
 
 def strongest(damage: Callable[[float], float], bound: float, low: float, high: float, halvings: int = 40) -> float:
-    """The largest strength in [low, high] with damage <= bound, for a damage that grows with strength (bisection of logs).
+    """The largest strength in [low, high] with damage <= bound, by bisection; damage must grow with strength.
 
     ``low`` itself where even that does too much: the caller says so.
     """

@@ -23,6 +23,7 @@ from erase.closed_form._templates import checked, filled
 from erase.closed_form._texts import Pair
 from probe._paths import emoji_dir
 from probe.errors import BadInput, nearest
+from probe.world import Concept, concepts
 
 #: Templates where no file gives any, in the spirit of the 80 prompts of CLIP (ours).
 TEMPLATES = (
@@ -91,9 +92,17 @@ def augmentation_of(target: Target, given: Any) -> Augmentation:
     stem = target.name.replace(" ", "_")
     if given is None:
         file = emoji_dir() / "augment" / f"{stem}.yaml"
-        return Augmentation.read(file) if target.concept is not None and file.is_file() else Augmentation.of(target)
+        return (
+            Augmentation.read(file) if isinstance(target.given, Concept) and file.is_file() else Augmentation.of(target)
+        )
     path = Path(given)
     return Augmentation.read(path / f"{stem}.yaml" if path.is_dir() else path)
+
+
+def _embedded(item: Concept | str) -> bool:
+    """Whether this is a concept of the embedded world, and not the user's own of the same name."""
+    world = concepts("emoji")
+    return isinstance(item, Concept) and item.name in world and world[item.name] == item
 
 
 def _pair(file: str, entry: Any) -> tuple[str, str, str, str]:

@@ -1,4 +1,4 @@
-"""What must survive, as one matrix: the Gram matrix of the text rows of preserved prompts, computed once for all edits."""
+"""What must survive, as one matrix: the Gram matrix of the rows of preserved texts, computed once for all edits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase.closed_form._targets import texts_of_list
 from erase.closed_form._texts import kept_rows
 from erase.gram import outer
 from erase.selectors import named
@@ -90,22 +89,17 @@ class PreserveCache:
 
 
 @validated
-def preserve_cache(
-    pipe: Any, prompts: Sequence[str], *, tokens: str | tuple[str, ...] = "all_tokens", world: Any = None
-) -> PreserveCache:
+def preserve_cache(pipe: Any, prompts: Sequence[str], *, tokens: str | tuple[str, ...] = "all_tokens") -> PreserveCache:
     """The Gram matrix of the text rows of prompts, for ``preserve=`` of the closed-form erasers.
 
     Args:
         pipe: the pipeline whose text encoders read the prompts.
-        prompts: texts; each counts once. The name of a list of the world stands for the explicit tuning prompts of its
-            concepts.
+        prompts: texts; each counts once.
         tokens: selectors of the rows; all positions, as in MACE's cache, by default.
-        world: where list names are looked up; the embedded world by default.
 
     Raises `BadInput` for no prompts, `UnknownName` for a selector.
     """
-    listed = texts_of_list(prompts, world) if isinstance(prompts, str) else prompts
-    texts, chosen = list(dict.fromkeys(listed)), named(tokens)
+    texts, chosen = list(dict.fromkeys([prompts] if isinstance(prompts, str) else prompts)), named(tokens)
     if not texts:
         raise BadInput("there are no prompts to preserve")
     gram: Tensor | None = None

@@ -21,7 +21,8 @@ from probe import compat, sites
 from probe.errors import BadInput
 
 #: Everyday texts that no edit should move far: the collapse check measures on those that name nothing erased (ours).
-EVERYDAY = ("a dog", "a house", "a red car on a street", "a bowl of fruit", "a tree in the snow", "a portrait", "a boat on a lake", "")  # fmt: skip
+EVERYDAY = ("a dog", "a house", "a red car on a street", "a bowl of fruit", "a tree in the snow", "a portrait",
+            "a boat on a lake", "")  # fmt: skip
 POOLED = "unet.add_embedding.linear_1.weight"
 
 

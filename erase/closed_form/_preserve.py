@@ -1,4 +1,4 @@
-"""preserve=: what a closed-form eraser must leave as it is, from prompts, concepts, a list of the world or a cache."""
+"""preserve=: what a closed-form eraser must leave as it is, from texts, concepts or a cache."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from erase._concepts import identity, preserved, prompts_of
 from erase.closed_form._cache import PreserveCache, preserve_cache
-from erase.closed_form._targets import Target, protected, texts_of_list
-from probe.errors import BadInput
+from erase.closed_form._targets import Target
 
 Form = Literal["prompts", "names"]
 
@@ -39,7 +39,6 @@ def kept_of(
     pipe: Any,
     preserve: Any,
     targets: Sequence[Target],
-    world: Any,
     tokens: str | tuple[str, ...],
     *,
     form: Form,
@@ -48,8 +47,11 @@ def kept_of(
     """What ``preserve=`` means; None where nothing is preserved.
 
     Args:
-        preserve: None for the list ``preserve_fit`` of the world less what is erased; texts and concepts; the name of a
-            list of the world; a `PreserveCache` or the path of one; () for nothing.
+        pipe: whose encoders read the texts.
+        preserve: None for ``preserve_fit`` of the embedded world less what is erased; texts and concepts; a
+            `PreserveCache` or the path of one; () for nothing.
+        targets: what is erased.
+        tokens: selectors of the preserved rows.
         form: a concept stands for its explicit tuning prompts, or for its name.
         always: texts that are preserved besides.
 
@@ -59,20 +61,6 @@ def kept_of(
     if isinstance(preserve, PreserveCache):
         preserve.check(pipe)
         return Kept(preserve)
-    if preserve is None:
-        preserve = protected(targets, world)
-    elif isinstance(preserve, str):
-        preserve = texts_of_list(preserve, world)
-    texts = [*always, *(text for one in preserve for text in _texts(one, form))]
-    texts = list(dict.fromkeys(texts))
-    return Kept(preserve_cache(pipe, texts, tokens=tokens), tuple(texts)) if texts else None
-
-
-def _texts(one: Any, form: Form) -> Sequence[str]:
-    if isinstance(one, str):
-        return [one]
-    if not hasattr(one, "surface_forms"):
-        raise BadInput("preserve holds texts and concepts", given=repr(one))
-    if form == "names":
-        return [one.name]
-    return list(one.prompts.get("explicit", ())) or [one.name]
+    items = preserved(preserve, [target.given for target in targets])
+    texts = tuple(dict.fromkeys([*always, *(prompts_of(items) if form == "prompts" else identity(items))]))
+    return Kept(preserve_cache(pipe, texts, tokens=tokens), texts) if texts else None

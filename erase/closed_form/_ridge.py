@@ -1,4 +1,4 @@
-"""The weighted ridge problem of text rows, solved for each family of rows, at a given or at the strongest bearable weight."""
+"""The weighted ridge problem of each family of text rows, at a given weight or at the strongest that is bearable."""
 
 from __future__ import annotations
 
@@ -161,3 +161,17 @@ def _strength(pipe: Any, problem: Problem, kept: Kept | None, request: Request) 
             fix="raise max_damage, or preserve less",
         )
     return found
+
+
+def positive(**values: float) -> None:
+    """`BadInput` naming the first value that is not above 0 and finite."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise BadInput(f"{name} must be positive", given=value)
+
+
+def not_negative(**values: float) -> None:
+    """`BadInput` naming the first value that is below 0 or not finite."""
+    for name, value in values.items():
+        if not 0 <= value < float("inf"):
+            raise BadInput(f"{name} must not be negative", given=value)

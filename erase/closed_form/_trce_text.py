@@ -8,10 +8,9 @@ from erase._edit import Edit
 from erase.closed_form._augment import augmentation_of
 from erase.closed_form._fit import finished
 from erase.closed_form._preserve import Kept, kept_of
-from erase.closed_form._ridge import Problem, Request, solved
-from erase.closed_form._targets import targets_of, world_of
+from erase.closed_form._ridge import Problem, Request, not_negative, positive, solved
+from erase.closed_form._targets import targets_of
 from erase.closed_form._texts import Rows, rows_of
-from erase.closed_form._uce import not_negative, positive
 from probe._options import validated
 from probe.errors import BadInput
 
@@ -39,7 +38,6 @@ def trce_text(
     max_damage: float = 0.1,
     singular: Literal["error", "minimum_norm"] = "error",
     collapse: float = 0.5,
-    world: Any = None,
     name: str | None = None,
 ) -> Edit:
     """TRCE (T): map the [EoT] of prompts with a concept to that of the same prompts with a safe one, in closed form.
@@ -47,17 +45,18 @@ def trce_text(
     With e_m the chosen rows of n erased prompts, e_s those of their safe counterparts, e_k all rows of q preserved
     prompts (eq. 4 and 5, normalised as appendix C.1 says):
 
-        W' = (1/n sum W e_s e_m^T + eta/q sum W e_k e_k^T + ridge W) (1/n sum e_m e_m^T + eta/q sum e_k e_k^T + ridge I)^-1
+        W' = (1/n sum W e_s e_m^T + eta/q sum W e_k e_k^T + ridge W) A^-1
+        A = 1/n sum e_m e_m^T + eta/q sum e_k e_k^T + ridge I
 
     n and q count rows, so eta is the weight of the mean preserved outer product relative to the mean erased one. The
     paper says 0.01 without saying of what; its released code comes to 0.0077 by this definition with 30,000 captions.
 
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.
-        concepts: a concept, a name in the world, a phrase, or a list of these: several at once in one system.
+        concepts: a concept, a phrase, or a list of these: several at once in one system.
         anchor: safe counterpart of concepts without a file; as in `erase.uce`.
-        preserve: prompts, concepts (by their explicit tuning prompts), the name of a list of the world, or a
-            `PreserveCache`; ``preserve_fit`` less what is erased by default.
+        preserve: prompts, concepts (by their explicit tuning prompts), or a `PreserveCache` or the path of one; by
+            default the embedded world's ``preserve_fit`` less what is erased.
         augment: file of synonyms with safe counterparts and templates (`docs/methods/trce.md`), a folder of such files,
             or name -> file. The embedded world has files; a concept without one is augmented by its surface forms.
         synonyms: so many pairs of the file, from its first (20 in the paper).
@@ -68,7 +67,7 @@ def trce_text(
         normalise: ``"released"``: eta^2 / 30,000 for the sum of preserved rows, as the released code has it (it applies
             eta twice and divides by a constant), and the mean over pairs of prompts.
         ridge: weight of ||W' - W||^2; none in the paper.
-        layers, pooled, strength, max_damage, singular, collapse, world: as in `erase.uce`.
+        layers, pooled, strength, max_damage, singular, collapse: as in `erase.uce`.
         name: ``trce_text`` by default.
 
     Returns an edit of deltas with a report as `erase.uce`.
@@ -80,11 +79,10 @@ def trce_text(
     for what, count in {"synonyms": synonyms, "templates": templates}.items():
         if count < 1:
             raise BadInput(f"{what} must be at least 1", given=count)
-    known = world_of(world)
-    targets = targets_of(concepts, anchor, known, otherwise="")
+    targets = targets_of(concepts, anchor, otherwise="")
     found = [augmentation_of(target, augment) for target in targets]
     pairs = [pair for i, one in enumerate(found) for pair in one.texts(synonyms, templates, i)]
-    kept = kept_of(pipe, preserve, targets, known, "all_tokens", form="prompts")
+    kept = kept_of(pipe, preserve, targets, "all_tokens", form="prompts")
     families = dict(zip(("tokens", "pooled"), rows_of(pipe, pairs, tokens), strict=True))
     problems = {
         family: _problem(rows, len(pairs), kept, family, eta, normalise, ridge)

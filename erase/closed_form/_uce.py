@@ -9,12 +9,11 @@ from typing import Any, Literal
 from erase._edit import Edit
 from erase.closed_form._fit import finished
 from erase.closed_form._preserve import Kept, kept_of
-from erase.closed_form._ridge import Problem, Request, in_text_space, solved, without_old
-from erase.closed_form._targets import Target, targets_of, world_of
+from erase.closed_form._ridge import Problem, Request, in_text_space, not_negative, positive, solved, without_old
+from erase.closed_form._targets import Target, described, targets_of
 from erase.closed_form._templates import checked, filled
 from erase.closed_form._texts import Pair, rows_of
 from probe._options import validated
-from probe.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,6 @@ def uce(
     max_damage: float = 0.1,
     singular: Literal["error", "minimum_norm"] = "error",
     collapse: float = 0.5,
-    world: Any = None,
     name: str | None = None,
 ) -> Edit:
     """Map the phrases of concepts to their anchors in the keys and values of cross-attention, in closed form.
@@ -73,12 +71,12 @@ def uce(
 
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.
-        concepts: a concept, a name in the world, a phrase, or a list of these. A concept stands for all its surface
-            forms, a group for those of its members.
+        concepts: a concept, a phrase, or a list of these. A concept stands for all its surface forms, a group for those
+            of its members.
         anchor: what takes their place: a text for all or name -> text; the concept's own anchor where it has one, else
             a blank.
-        preserve: texts, concepts (by name), the name of a list of the world, or a `PreserveCache`; the concepts of
-            ``preserve_fit`` less what is erased by default, () for nothing.
+        preserve: texts, concepts (by name), or a `PreserveCache` or the path of one; by default the embedded world's
+            ``preserve_fit`` less what is erased, if that is part of this world; () for nothing.
         variant: see above.
         technique: see above.
         tokens: selectors of the erased rows; the variant's unless given.
@@ -94,7 +92,6 @@ def uce(
         max_damage: relative change of preserved keys and values that ``"auto"`` allows.
         singular: a system that its rows do not decide is an error, or solved by the smallest change.
         collapse: largest relative change of keys and values of everyday prompts; infinity for no check (ours).
-        world: where names are looked up; the embedded world by default.
         name: ``uce`` by default.
 
     Returns an edit of deltas. Its ``report`` has ``condition``, ``rank`` and ``effective_rank`` of the system,
@@ -103,13 +100,12 @@ def uce(
     Raises `BadInput` for an empty concept, a target equal to its source, a template without ``{}``, a singular system,
     and an edit that destroys everyday prompts.
     """
-    known = world_of(world)
     chosen = VARIANTS[variant]
-    targets = targets_of(concepts, anchor, known)
+    targets = targets_of(concepts, anchor)
     rows_at = tokens if tokens is not None else chosen.tokens
     around = checked([templates] if isinstance(templates, str) else templates)
     pairs = phrase_pairs(targets, around)
-    kept = kept_of(pipe, preserve, targets, known, chosen.kept_tokens, form="names", always=chosen.always)
+    kept = kept_of(pipe, preserve, targets, chosen.kept_tokens, form="names", always=chosen.always)
     scale = preserve_scale if preserve_scale is not None else _preserve_scale(chosen, kept)
     positive(erase_scale=erase_scale)
     not_negative(preserve_scale=scale, ridge=ridge)
@@ -117,7 +113,7 @@ def uce(
     rule = in_text_space if technique == "replace" else without_old
     found = solved(pipe, problems, kept, Request(strength, max_damage, singular, layers, rule))
     options = {
-        **described_targets(targets),
+        **described(targets),
         "variant": variant,
         "technique": technique,
         "tokens": [rows_at] if isinstance(rows_at, str) else list(rows_at),
@@ -176,28 +172,7 @@ def problems_of(
     return found
 
 
-def described_targets(targets: Sequence[Target]) -> dict[str, Any]:
-    """What an identity says of what is erased."""
-    return {
-        "concepts": [target.name for target in targets],
-        "phrases": [list(target.phrases) for target in targets],
-        "anchors": [target.anchor for target in targets],
-    }
-
-
 def _preserve_scale(variant: _Variant, kept: Kept | None) -> float:
     if variant.least_preserve is None or kept is None:
         return 1.0
     return max(variant.least_preserve, 1 / kept.cache.texts)
-
-
-def positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise BadInput(f"{name} must be positive", given=value)
-
-
-def not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise BadInput(f"{name} must not be negative", given=value)

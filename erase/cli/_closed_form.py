@@ -1,0 +1,101 @@
+"""erase uce, trce-text, ... : edits in closed form, from concepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erase.cli._app import app
+from probe._terminal import Task, command, from_signature
+
+if TYPE_CHECKING:
+    from erase import Edit
+
+_Concepts = Annotated[
+    list[str], typer.Argument(metavar="CONCEPT...", help="concepts of the world, or phrases of your own")
+]
+_World = Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")]
+_VERBATIM = ("anchor", "augment", "templates")
+
+
+def _options(target: str) -> Any:
+    return from_signature(f"erase.closed_form.{target}", leave_out=("progress", "select"), verbatim=_VERBATIM)
+
+
+def _make(task: Task, method: str, concepts: list[str], world: str) -> None:
+    """Runs an eraser on concepts by name and saves what it returns."""
+    import erase
+    import probe
+
+    if task.dry_run:
+        return task.plan(concepts=concepts, world=world)
+    known = probe.concepts(world)
+    config = dict(task.config)
+    if "preserve" in config:
+        config["preserve"] = _preserved(config["preserve"], known)
+    edit = getattr(erase, method)(task.pipeline(), [known[c] if c in known else c for c in concepts], **config)
+    return save(task, edit)
+
+
+def _preserved(given: Any, world: Any) -> Any:
+    """A preserve cache, a list of the world, or concepts and texts."""
+    if isinstance(given, str) and Path(given).suffix == ".safetensors":
+        return given
+    names = world.lists.get(given, [given]) if isinstance(given, str) else list(given)
+    return [world[name] if name in world else str(name) for name in names]
+
+
+def save(task: Task, edit: Edit) -> None:
+    """Saves a fitted edit to ``--out`` and reports how sure its solution is and how far it moves what is preserved."""
+    edit.save_pretrained(task.out, force=task.force)
+    report = edit.report
+    document = {"edit": task.out, "id": edit.id, "name": edit.name, "bytes": edit.nbytes, "report": report}
+    lines = [repr(edit).strip("<>")]
+    if system := report.get("tokens"):
+        condition = "singular" if system["condition"] is None else f"condition {system['condition']:.3g}"
+        rank = f"effective rank {system['effective_rank']:.1f} of {system['width']}"
+        lines.append(f"{system['erased_rows']} erased rows, {condition}, {rank}")
+    if damage := report.get("damage"):
+        lines.append("keys and values move by " + ", ".join(f"{v:.3g} ({k})" for k, v in damage.items()))
+    task.result(document, *lines, f"saved to {task.out}")
+
+
+@command(app, "uce", options=_options("_uce:uce"), model=True, out=True)
+def uce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+    """UCE: map phrases to safe ones in keys and values of cross-attention, in closed form."""
+    return _make(task, "uce", concepts, world)
+
+
+@command(app, "trce-text", options=_options("_trce_text:trce_text"), model=True, out=True)
+def trce_text(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+    """TRCE (T): map the end of text of prompts with a concept to that of safe prompts, in closed form."""
+    return _make(task, "trce_text", concepts, world)
+
+
+@command(app, "preserve-cache", options=_options("_cache:preserve_cache"), model=True, out=True)
+def preserve_cache(
+    task: Task,
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT...", help="prompts, lists or concepts of the world, or .txt files")
+    ],
+    world: _World = "emoji",
+) -> None:
+    """What must survive as one matrix, for --preserve of the closed-form erasers."""
+    import erase
+    import probe
+    from erase._concepts import prompts_of
+
+    if task.dry_run:
+        return task.plan(prompts=prompts, world=world)
+    known, texts = probe.concepts(world), []
+    for given in prompts:
+        if Path(given).suffix == ".txt" and Path(given).is_file():
+            texts += [line for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+        else:
+            texts += prompts_of(_preserved(given, known))
+    cache = erase.preserve_cache(task.pipeline(), texts, **task.config)
+    cache.save(task.out, force=task.force)
+    document = {"cache": task.out, "id": cache.id, "texts": cache.texts, "rows": cache.rows}
+    return task.result(document, f"{task.out}: {cache.rows} rows of {cache.texts} texts, {cache.id}")
