@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,8 +36,13 @@ def _make(task: Task, method: str, concepts: list[str], world: str) -> None:
     config = dict(task.config)
     if "preserve" in config:
         config["preserve"] = _preserved(config["preserve"], known)
-    edit = getattr(erase, method)(task.pipeline(), [known[c] if c in known else c for c in concepts], **config)
+    edit = getattr(erase, method)(task.pipeline(), _named(concepts, known), **config)
     return save(task, edit)
+
+
+def _named(names: Iterable[str], world: Any) -> list[Any]:
+    """Concepts of the world by name; any other text stays a text."""
+    return [world[name] if name in world else name for name in names]  # noqa: SIM401 - UnknownName is no KeyError
 
 
 def _preserved(given: Any, world: Any) -> Any:
@@ -44,7 +50,7 @@ def _preserved(given: Any, world: Any) -> Any:
     if isinstance(given, str) and Path(given).suffix == ".safetensors":
         return given
     names = world.lists.get(given, [given]) if isinstance(given, str) else list(given)
-    return [world[name] if name in world else str(name) for name in names]
+    return _named(map(str, names), world)
 
 
 def save(task: Task, edit: Edit) -> None:

@@ -15,9 +15,8 @@ KEEP = [f"a {word}" for word in ("dog", "bus", "rose", "key", "owl", "drum", "fi
 
 def concept(name: str = "church", **more: Any) -> Concept:
     prompts = {"explicit": (f"a {name}", f"one {name}")}
-    return Concept(
-        **{"name": name, "kind": "object", "prompts": prompts, "surface_forms": (name,), "anchor": "a hut"} | more
-    )
+    own = {"name": name, "kind": "object", "prompts": prompts, "surface_forms": (name,), "anchor": "a hut"}
+    return Concept(**own | more)
 
 
 def group() -> Concept:
