@@ -157,6 +157,12 @@ def after_sot(tokenizer: Any, source: Text, target: Text) -> Pairs:
 
 
 @selector
+def unpadded(tokenizer: Any, source: Text, target: Text) -> Pairs:
+    """[SoT], the text and its [EoT], by their number (OCE's prior)."""
+    return _zipped(range(source.end(tokenizer) + 1), range(target.end(tokenizer) + 1))
+
+
+@selector
 def residual(tokenizer: Any, source: Text, target: Text) -> Pairs:
     """MACE's: what both texts share before and behind the concept, [SoT], [EoT] and padding, not the concept itself.
 
