@@ -20,7 +20,11 @@ _EXPORTS = {
     "stack": "_stack",
     "Augmentation": "closed_form",
     "PreserveCache": "closed_form",
+    "mace": "closed_form",
+    "oce": "closed_form",
     "preserve_cache": "closed_form",
+    "rece": "closed_form",
+    "speed": "closed_form",
     "trce_text": "closed_form",
     "uce": "closed_form",
     "concept_prune": "prune",
@@ -37,7 +41,11 @@ if TYPE_CHECKING:
     from ._stack import stack as stack
     from .closed_form import Augmentation as Augmentation
     from .closed_form import PreserveCache as PreserveCache
+    from .closed_form import mace as mace
+    from .closed_form import oce as oce
     from .closed_form import preserve_cache as preserve_cache
+    from .closed_form import rece as rece
+    from .closed_form import speed as speed
     from .closed_form import trce_text as trce_text
     from .closed_form import uce as uce
     from .prune import concept_prune as concept_prune

@@ -22,10 +22,10 @@ _VERBATIM = ("anchor", "augment", "templates")
 
 
 def _options(target: str) -> Any:
-    return from_signature(f"erase.closed_form.{target}", leave_out=("progress", "select"), verbatim=_VERBATIM)
+    return from_signature(f"erase.closed_form.{target}", leave_out=("progress", "select", "fuse"), verbatim=_VERBATIM)
 
 
-def _make(task: Task, method: str, concepts: list[str], world: str) -> None:
+def _make(task: Task, method: str, concepts: list[str], world: str, **more: Any) -> None:
     """Runs an eraser on concepts by name and saves what it returns."""
     import erase
     import probe
@@ -36,7 +36,9 @@ def _make(task: Task, method: str, concepts: list[str], world: str) -> None:
     config = dict(task.config)
     if "preserve" in config:
         config["preserve"] = _preserved(config["preserve"], known)
-    edit = getattr(erase, method)(task.pipeline(), _named(concepts, known), **config)
+    if config.get("prior") is not None:
+        config["prior"] = _preserved(config["prior"], known)
+    edit = getattr(erase, method)(task.pipeline(), _named(concepts, known), **config, **more)
     return save(task, edit)
 
 
@@ -78,6 +80,46 @@ def uce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
 def trce_text(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
     """TRCE (T): map the end of text of prompts with a concept to that of safe prompts, in closed form."""
     return _make(task, "trce_text", concepts, world)
+
+
+@command(app, "rece", options=_options("_rece:rece"), model=True, out=True)
+def rece(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+    """RECE: UCE, and what still brings the concepts back mapped too, in closed form."""
+    return _make(task, "rece", concepts, world)
+
+
+@command(app, "speed", options=_options("_speed:speed"), model=True, out=True)
+def speed(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+    """SPEED: map concepts inside the null space of what is retained."""
+    return _make(task, "speed", concepts, world)
+
+
+@command(app, "oce", options=_options("_oce:oce"), model=True, out=True)
+def oce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+    """OCE: rotate values so that outputs of concepts leave their span."""
+    return _make(task, "oce", concepts, world)
+
+
+@command(app, "mace", options=_options("_mace:mace"), model=True, out=True)
+def mace(
+    task: Task,
+    concepts: _Concepts,
+    world: _World = "emoji",
+    fuse: Annotated[list[str] | None, typer.Option(help="concept=edit; repeat, one for each concept")] = None,
+) -> None:
+    """MACE in closed form: what surrounds a concept's words, and edits of several concepts fused into one."""
+    import erase
+    from probe.errors import BadInput
+
+    if task.dry_run or not fuse:
+        return _make(task, "mace", concepts, world)
+    edits = {}
+    for text in fuse:
+        name, found, path = text.partition("=")
+        if not found:
+            raise BadInput("--fuse names a concept and an edit", given=text, expected="concept=folder")
+        edits[name] = erase.load_edit(path)
+    return _make(task, "mace", concepts, world, fuse=edits)
 
 
 @command(app, "preserve-cache", options=_options("_cache:preserve_cache"), model=True, out=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from erase.closed_form._augment import Augmentation
 from erase.closed_form._cache import PreserveCache, preserve_cache
+from erase.closed_form._mace import mace
+from erase.closed_form._oce import oce
+from erase.closed_form._rece import rece
+from erase.closed_form._speed import speed
 from erase.closed_form._trce_text import trce_text
 from erase.closed_form._uce import uce
 
-__all__ = ["Augmentation", "PreserveCache", "preserve_cache", "trce_text", "uce"]
+__all__ = ["Augmentation", "PreserveCache", "mace", "oce", "preserve_cache", "rece", "speed", "trce_text", "uce"]

@@ -13,8 +13,9 @@ from erase._edit import Edit
 from erase.closed_form._augment import augmentation_of
 from erase.closed_form._fit import Solved, TextUpdate, finished
 from erase.closed_form._preserve import kept_of
-from erase.closed_form._ridge import Problem, Request, not_negative, singular, solved
+from erase.closed_form._ridge import Problem, Request, Singular, not_negative, solved
 from erase.closed_form._ridge import described as described_system
+from erase.closed_form._ridge import singular as singular_system
 from erase.closed_form._targets import targets_of
 from erase.closed_form._texts import rows_of
 from erase.gram import System, outer, ridged
@@ -64,7 +65,7 @@ def mace(
         tokens: selectors of the refined rows.
         eta: weight of the mean preserved outer product relative to the mean erased one. MACE's scale for celebrities
             comes to 2.4e-4 with COCO's captions; its code applies the scale twice here and once in the fusion.
-        ridge: relative to the mean erased product; none in most of MACE's settings, whose outputs are then easily noise.
+        ridge: relative to the mean erased product; none in most of MACE's settings, which then easily give noise.
         fuse: concept name -> edit on keys and values; None for refinement alone.
         fuse_eta, fuse_ridge: as ``eta`` and ``ridge``, in the fusion.
         layers, pooled, singular, collapse: as in `erase.uce`.
@@ -141,7 +142,7 @@ def _fused(
     kept: Any,
     eta: float,
     ridge: float,
-    policy: str,
+    policy: Singular,
 ) -> Solved:
     rows, _ = rows_of(pipe, pairs, "all_tokens")
     own = [outer(part, part) / len(rows) for part in (rows.sources[rows.concept == i] for i in range(len(edits)))]
@@ -150,7 +151,7 @@ def _fused(
     problem = Problem(rows.weighted(1 / len(rows)), mean, ridge)
     system = System(ridged(matrix if mean is None else matrix + mean, ridge))
     if system.singular and policy == "error":
-        raise singular(problem, system)
+        raise singular_system(problem, system)
     deltas = [{c.param: c.dense().double() for c in edit.changes if isinstance(c, Delta)} for edit in edits]
     first = refined.updates["tokens"]
     assert isinstance(first, TextUpdate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from erase.closed_form._fit import Solved, finished
 from erase.closed_form._preserve import kept_of
 from erase.closed_form._ridge import Problem, not_negative, positive
 from erase.closed_form._ridge import described as described_system
-from erase.closed_form._targets import described, targets_of
+from erase.closed_form._targets import Target, described, targets_of
 from erase.closed_form._texts import Rows, rows_of
 from erase.closed_form._uce import phrase_pairs
 from erase.gram import System, ridged
@@ -73,9 +74,7 @@ def oce(
     targets = targets_of(concepts, anchor)
     kept = kept_of(pipe, preserve, targets, tokens, form="names")
     if prior is None:
-        prior = (
-            () if isinstance(preserve, PreserveCache) else prompts_of(preserved(preserve, [t.given for t in targets]))
-        )
+        prior = () if isinstance(preserve, PreserveCache | str | Path) else _prompts(preserve, targets)
     before = kept_of(pipe, prior, targets, "unpadded", form="prompts")
     families = dict(zip(("tokens", "pooled"), rows_of(pipe, phrase_pairs(targets, ("{}",)), tokens), strict=True))
     found = Solved({})
@@ -104,6 +103,11 @@ def oce(
     erased = [phrase for target in targets for phrase in target.phrases]
     return finished(pipe, found, name=name or "oce", method="oce", options=options, layers=layers, kept=kept,
                     erased=erased, collapse=collapse)  # fmt: skip
+
+
+def _prompts(preserve: Any, targets: list[Target]) -> list[str]:
+    """The explicit tuning prompts of what is preserved."""
+    return prompts_of(preserved(preserve, [target.given for target in targets]))
 
 
 @dataclass(frozen=True)

@@ -42,15 +42,15 @@ def rece(
     select: Callable[[int, Edit], float] | None = None,
     name: str | None = None,
 ) -> Edit:
-    """UCE, then epochs that find what still brings the concepts back and map that to the anchor too, all in closed form.
+    """UCE, then epochs that find what still brings the concepts back and map that too, all in closed form.
 
     Each epoch takes, for every row e of a concept's phrases, the row e' to which the edited keys and values W_l answer
     as the original W_l* answer e (eq. 6 and 7 of the paper):
 
         e' = (penalty I + sum_l W_l^T W_l)^-1 (sum_l W_l^T W_l*) e
 
-    and solves the ridge problem of UCE from the edited weights: e' to W_l t, t the rows of the anchor, preserved rows to
-    where they are. All changes are W* M with one (d d) matrix M, so an epoch costs the same for any number of layers.
+    and solves the ridge problem of UCE from the edited weights: e' to W_l t, t the rows of the anchor, preserved rows
+    to where they are. All changes are W* M with one (d d) matrix M, an epoch costs the same for any number of layers.
 
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.

@@ -173,7 +173,7 @@ def _moved_most(rows: Tensor, change: Tensor) -> Tensor:
 
 
 def _held(pipe: Any, seed: int) -> dict[str, Tensor]:
-    """K2 (d m) of each family: [SoT] and three k-means centres of the other rows of the empty text; its pooled vector."""
+    """K2 (d m) by family: [SoT] and three k-means centres of the other rows of the empty text; its pooled vector."""
     from sklearn.cluster import KMeans
 
     empty, pooled = encoded(pipe, [""])
