@@ -30,6 +30,9 @@ _EXPORTS = {
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
+    "esd": "learn",
+    "ablating_concepts": "learn",
+    "differentiable_prune": "learn",
 }
 
 if TYPE_CHECKING:
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     from .closed_form import speed as speed
     from .closed_form import trce_text as trce_text
     from .closed_form import uce as uce
+    from .learn import ablating_concepts as ablating_concepts
+    from .learn import differentiable_prune as differentiable_prune
+    from .learn import esd as esd
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons

@@ -36,8 +36,8 @@ def _make(task: Task, method: str, concepts: list[str], world: str, **more: Any)
     config = dict(task.config)
     if "preserve" in config:
         config["preserve"] = _preserved(config["preserve"], known)
-    if config.get("prior") is not None:
-        config["prior"] = _preserved(config["prior"], known)
+    if config.get("prior_prompts") is not None:
+        config["prior_prompts"] = _preserved(config["prior_prompts"], known)
     edit = getattr(erase, method)(task.pipeline(), _named(concepts, known), **config, **more)
     return save(task, edit)
 

@@ -31,7 +31,7 @@ def oce(
     *,
     anchor: str | dict[str, str] | None = None,
     preserve: Any = None,
-    prior: Any = None,
+    prior_prompts: Any = None,
     tokens: str | tuple[str, ...] = "last_subject",
     erase_scale: float = 1.0,
     preserve_scale: float = 0.3,
@@ -55,7 +55,7 @@ def oce(
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.
         concepts, anchor, preserve: as in `erase.uce`; what is preserved counts by name.
-        prior: prompts, or a `PreserveCache`, for K0: [SoT], words and [EoT] of each (30,000 captions in the paper);
+        prior_prompts: prompts, or a `PreserveCache`, for K0: [SoT], words and [EoT] of each (30,000 captions in the paper);
             the explicit tuning prompts of what is preserved by default, () for none.
         tokens: selectors of the rows of phrases, anchors and preserved texts.
         erase_scale, preserve_scale, prior_scale, ridge: as released.
@@ -73,9 +73,9 @@ def oce(
     not_negative(preserve_scale=preserve_scale, prior_scale=prior_scale, ridge=ridge)
     targets = targets_of(concepts, anchor)
     kept = kept_of(pipe, preserve, targets, tokens, form="names")
-    if prior is None:
-        prior = () if isinstance(preserve, PreserveCache | str | Path) else _prompts(preserve, targets)
-    before = kept_of(pipe, prior, targets, "unpadded", form="prompts")
+    if prior_prompts is None:
+        prior_prompts = () if isinstance(preserve, PreserveCache | str | Path) else _prompts(preserve, targets)
+    before = kept_of(pipe, prior_prompts, targets, "unpadded", form="prompts")
     families = dict(zip(("tokens", "pooled"), rows_of(pipe, phrase_pairs(targets, ("{}",)), tokens), strict=True))
     found = Solved({})
     for family, rows in families.items():

@@ -154,7 +154,7 @@ def test_oce_keeps_the_gram_of_every_projection(any_pipe, erase_term):
 
 def test_oce_by_hand():
     pipe = tiny_pipeline()
-    edit = erase.oce(pipe, "church", anchor="a hut", preserve=KEEP[:2], prior=["a map"], **LOOSE)
+    edit = erase.oce(pipe, "church", anchor="a hut", preserve=KEEP[:2], prior_prompts=["a map"], **LOOSE)
 
     def last(text):
         return embedding(pipe, text)[end(pipe, text) - 1]
