@@ -25,7 +25,9 @@ _EXPORTS = {
     "preserve_cache": "closed_form",
     "rece": "closed_form",
     "speed": "closed_form",
+    "trce": "closed_form",
     "trce_text": "closed_form",
+    "trce_trajectory": "closed_form",
     "uce": "closed_form",
     "concept_prune": "prune",
     "control_mask": "prune",
@@ -49,7 +51,9 @@ if TYPE_CHECKING:
     from .closed_form import preserve_cache as preserve_cache
     from .closed_form import rece as rece
     from .closed_form import speed as speed
+    from .closed_form import trce as trce
     from .closed_form import trce_text as trce_text
+    from .closed_form import trce_trajectory as trce_trajectory
     from .closed_form import uce as uce
     from .learn import ablating_concepts as ablating_concepts
     from .learn import differentiable_prune as differentiable_prune

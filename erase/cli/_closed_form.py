@@ -18,11 +18,15 @@ _Concepts = Annotated[
     list[str], typer.Argument(metavar="CONCEPT...", help="concepts of the world, or phrases of your own")
 ]
 _World = Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")]
-_VERBATIM = ("anchor", "augment", "templates")
+_VERBATIM = ("anchor", "augment", "templates", "training")
 
 
 def _options(target: str) -> Any:
-    return from_signature(f"erase.closed_form.{target}", leave_out=("progress", "select", "fuse"), verbatim=_VERBATIM)
+    return from_signature(
+        f"erase.closed_form.{target}",
+        leave_out=("progress", "force", "select", "fuse", "first_stage"),
+        verbatim=_VERBATIM,
+    )
 
 
 def _make(task: Task, method: str, concepts: list[str], world: str, **more: Any) -> None:
@@ -80,6 +84,26 @@ def uce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
 def trce_text(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
     """TRCE (T): map the end of text of prompts with a concept to that of safe prompts, in closed form."""
     return _make(task, "trce_text", concepts, world)
+
+
+@command(app, "trce-trajectory", options=_options("_trce_trajectory:trce_trajectory"), model=True, out=True)
+def trce_trajectory(
+    task: Task,
+    concepts: _Concepts,
+    world: _World = "emoji",
+    first_stage: Annotated[str | None, typer.Option(help="edit that training starts from")] = None,
+) -> None:
+    """TRCE (V): train visual layers so that early denoising turns to the safe prediction."""
+    import erase
+
+    more = {} if first_stage is None else {"first_stage": erase.load_edit(first_stage)}
+    return _make(task, "trce_trajectory", concepts, world, progress=task.progress, force=task.force, **more)
+
+
+@command(app, "trce", options=_options("_trce_trajectory:trce"), model=True, out=True)
+def trce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+    """TRCE (T+V): both stages, with the untouched model as teacher."""
+    return _make(task, "trce", concepts, world, progress=task.progress, force=task.force)
 
 
 @command(app, "rece", options=_options("_rece:rece"), model=True, out=True)

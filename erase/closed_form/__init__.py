@@ -9,6 +9,19 @@ from erase.closed_form._oce import oce
 from erase.closed_form._rece import rece
 from erase.closed_form._speed import speed
 from erase.closed_form._trce_text import trce_text
+from erase.closed_form._trce_trajectory import trce, trce_trajectory
 from erase.closed_form._uce import uce
 
-__all__ = ["Augmentation", "PreserveCache", "mace", "oce", "preserve_cache", "rece", "speed", "trce_text", "uce"]
+__all__ = [
+    "Augmentation",
+    "PreserveCache",
+    "mace",
+    "oce",
+    "preserve_cache",
+    "rece",
+    "speed",
+    "trce",
+    "trce_text",
+    "trce_trajectory",
+    "uce",
+]

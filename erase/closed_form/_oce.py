@@ -55,8 +55,8 @@ def oce(
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.
         concepts, anchor, preserve: as in `erase.uce`; what is preserved counts by name.
-        prior_prompts: prompts, or a `PreserveCache`, for K0: [SoT], words and [EoT] of each (30,000 captions in the paper);
-            the explicit tuning prompts of what is preserved by default, () for none.
+        prior_prompts: prompts, or a `PreserveCache`, for K0: [SoT], words and [EoT] of each (30,000 captions in the
+            paper); the explicit tuning prompts of what is preserved by default, () for none.
         tokens: selectors of the rows of phrases, anchors and preserved texts.
         erase_scale, preserve_scale, prior_scale, ridge: as released.
         erase_term: ``transposed``: (I - R*) R, which asks of P what the published term asks of P^T (ours;

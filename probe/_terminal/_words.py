@@ -150,4 +150,10 @@ WORDS = {
     "erase_term": "as published, or transposed",
     "fuse_eta": "eta of the fusion",
     "fuse_ridge": "ridge of the fusion",
+    "text": "further options of the first stage: {eta: 0.02}",
+    "beta": "strength of the safe and unsafe targets",
+    "retained": "trajectories of the empty text",
+    "kept": "predictions of the retain term an iteration",
+    "early": "share of the steps from which erased x_t are taken",
+    "guidance_scale": "guidance of the denoising of erased prompts",
 }
