@@ -29,6 +29,7 @@ _EXPORTS = {
     "trce_text": "closed_form",
     "trce_trajectory": "closed_form",
     "uce": "closed_form",
+    "uce_debias": "closed_form",
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .closed_form import trce_text as trce_text
     from .closed_form import trce_trajectory as trce_trajectory
     from .closed_form import uce as uce
+    from .closed_form import uce_debias as uce_debias
     from .learn import ablating_concepts as ablating_concepts
     from .learn import differentiable_prune as differentiable_prune
     from .learn import esd as esd

@@ -9,7 +9,7 @@ __all__ = ["app", "main"]
 # As help lists them: in the order of work.
 _ORDER = (
     *("concept-prune", "prune-neurons", "esd", "ablating-concepts", "differentiable-prune", "control-mask"),
-    *("uce", "trce-text", "trce-trajectory", "trce", "rece", "speed", "oce", "mace", "preserve-cache"),
+    *("uce", "uce-debias", "trce-text", "trce-trajectory", "trce", "rece", "speed", "oce", "mace", "preserve-cache"),
     *("stack", "info", "generate", "export"),
 )
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))

@@ -24,7 +24,7 @@ _VERBATIM = ("anchor", "augment", "templates", "training")
 def _options(target: str) -> Any:
     return from_signature(
         f"erase.closed_form.{target}",
-        leave_out=("progress", "force", "select", "fuse", "first_stage"),
+        leave_out=("progress", "force", "select", "fuse", "first_stage", "attributes"),
         verbatim=_VERBATIM,
     )
 
@@ -78,6 +78,22 @@ def save(task: Task, edit: Edit) -> None:
 def uce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
     """UCE: map phrases to safe ones in keys and values of cross-attention, in closed form."""
     return _make(task, "uce", concepts, world)
+
+
+@command(app, "uce-debias", options=_options("_debias:uce_debias"), model=True, out=True)
+def uce_debias(
+    task: Task,
+    concepts: _Concepts,
+    attribute: Annotated[list[str], typer.Option(help="label=text of an attribute; repeat for each")],
+    world: _World = "emoji",
+) -> None:
+    """UCE: draw, count attributes, push towards the rare ones, again and again."""
+    from probe.errors import BadInput
+
+    found = dict(text.partition("=")[::2] for text in attribute)
+    if bare := [name for name, text in found.items() if not text]:
+        raise BadInput("--attribute names a label and a text", given=bare[0], expected="'gender/man=a man'")
+    return _make(task, "uce_debias", concepts, world, attributes=found, progress=task.progress)
 
 
 @command(app, "trce-text", options=_options("_trce_text:trce_text"), model=True, out=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from erase.closed_form._augment import Augmentation
 from erase.closed_form._cache import PreserveCache, preserve_cache
+from erase.closed_form._debias import uce_debias
 from erase.closed_form._mace import mace
 from erase.closed_form._oce import oce
 from erase.closed_form._rece import rece
@@ -24,4 +25,5 @@ __all__ = [
     "trce_text",
     "trce_trajectory",
     "uce",
+    "uce_debias",
 ]

@@ -127,7 +127,7 @@ def finished(
         for what, gram in (("preserved", _gram(kept, place.family)), ("everyday", everyday.get(place.family))):
             if gram is not None:
                 moved[what].append(change_of_output(weight, whole, gram))
-        changes.append(Delta(place.param, _stored(place, change)))
+        changes.append(Delta(place.param, stored(place, change)))
     damage = {what: _root_mean_square(values) for what, values in moved.items() if values}
     if damage["everyday"] > collapse:
         raise BadInput(
@@ -168,7 +168,7 @@ def _changes(pipe: Any, solved: Solved, layers: str) -> Iterator[tuple[Projectio
         yield place, weight, solved.updates[place.family].change(place.param, weight)
 
 
-def _stored(place: Projection, change: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+def stored(place: Projection, change: Any) -> Any:
     """The change in the parameter's own shape: columns that read no text stay."""
     missing = place.shape[1] - (change[1] if isinstance(change, tuple) else change).shape[1]
     if isinstance(change, tuple):

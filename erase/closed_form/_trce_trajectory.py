@@ -43,7 +43,7 @@ def trce_trajectory(
     beta: float = 15.0,
     margin: float = 0.01,
     retain: float = 100.0,
-    trajectories: int = 100,
+    cached: int = 100,
     retained: int = 400,
     kept: int = 4,
     steps: int = 50,
@@ -85,7 +85,7 @@ def trce_trajectory(
             L_retain by the first stage, AdamW with weight decay 0.01, and gradients that add up over the whole
             training (the release never sets them to zero).
         beta, margin, retain: see above; retain is lambda.
-        trajectories: of erased prompts, the prompts in turn; the paper has 100, and 300 for several concepts.
+        cached: trajectories of erased prompts, the prompts in turn; the paper has 100, and 300 for several concepts.
         retained: trajectories of the empty text. The paper has 2,000, of which the release uses the first 400.
         kept: predictions of L_retain an iteration.
         steps: of the denoising (DDIM).
@@ -108,7 +108,7 @@ def trce_trajectory(
     """
     positive(beta=beta, guidance_scale=guidance_scale, early=early)
     not_negative(margin=margin, retain=retain)
-    for what, count in {"trajectories": trajectories, "retained": retained, "kept": kept, "steps": steps,
+    for what, count in {"cached": cached, "retained": retained, "kept": kept, "steps": steps,
                         "epochs": epochs, "batch_size": batch_size}.items():  # fmt: skip
         if count < 1:
             raise BadInput(f"{what} must be at least 1", given=count)
@@ -118,9 +118,9 @@ def trce_trajectory(
     targets = targets_of(concepts, anchor, otherwise="")
     found = [augmentation_of(target, augment) for target in targets]
     pairs = [pair for i, one in enumerate(found) for pair in one.texts(synonyms, templates, i)]
-    iterations = -(-epochs * trajectories // batch_size)
+    iterations = -(-epochs * cached // batch_size)
     draws = Draws.of(
-        trajectories=trajectories,
+        trajectories=cached,
         retained=retained,
         iterations=iterations,
         batch=batch_size,
@@ -138,10 +138,10 @@ def trce_trajectory(
         checkpointing=checkpointing,
         accumulate=released,
     )
-    with progress_bar(progress, trajectories + retained, "trajectories") as advance:
+    with progress_bar(progress, cached + retained, "trajectories") as advance:
         points = steering_points(
             pipe,
-            spread(pairs, trajectories, seed),
+            spread(pairs, cached, seed),
             draws,
             steps=steps,
             scale=guidance_scale,
@@ -158,7 +158,7 @@ def trce_trajectory(
         "beta": beta,
         "margin": margin,
         "retain": retain,
-        "trajectories": trajectories,
+        "cached": cached,
         "retained": retained,
         "kept": kept,
         "steps": steps,
@@ -224,7 +224,7 @@ def trce(
     beta: float = 15.0,
     margin: float = 0.01,
     retain: float = 100.0,
-    trajectories: int = 100,
+    cached: int = 100,
     retained: int = 400,
     kept: int = 4,
     steps: int = 50,
@@ -251,7 +251,7 @@ def trce(
         text: further options of the first stage by name, such as ``{"eta": 0.02}``.
         variant: of both stages: ``released`` counts words for the [EoT] and applies eta as the released code does, and
             trains as `erase.trce_trajectory` says.
-        beta, margin, retain, trajectories, retained, kept, steps, early, guidance_scale, epochs, lr, batch_size,
+        beta, margin, retain, cached, retained, kept, steps, early, guidance_scale, epochs, lr, batch_size,
             arithmetic, checkpointing, training, save_every, seed, progress, force: of the second stage.
         name: ``trce`` by default.
 
@@ -269,7 +269,7 @@ def trce(
         beta=beta,
         margin=margin,
         retain=retain,
-        trajectories=trajectories,
+        cached=cached,
         retained=retained,
         kept=kept,
         steps=steps,

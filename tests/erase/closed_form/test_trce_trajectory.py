@@ -1,4 +1,4 @@
-"""TRCE's second stage: margins, targets and teacher by hand, the points it draws, and one training on tiny pipelines."""
+"""TRCE (V): margins, targets and teacher by hand, the points it draws, and one training on tiny pipelines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.oracles import closed_form as oracle
 
 KINDS = ("sd15", "sd21", "sdxl")
 PAIRS = [Pair("a cat", "a hut"), Pair("one cat", "one hut")]
-SHORT = {"trajectories": 2, "retained": 2, "kept": 2, "steps": 4, "epochs": 1, "lr": 1e-3, "progress": False}
+SHORT = {"cached": 2, "retained": 2, "kept": 2, "steps": 4, "epochs": 1, "lr": 1e-3, "progress": False}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -289,7 +289,7 @@ def test_released_keeps_what_the_first_stage_predicts(file):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"trajectories": 0}, "trajectories must be"),
+        ({"cached": 0}, "cached must be"),
         ({"early": 1.5}, "early is the share"),
         ({"early": 0.1}, "early is the share"),
         ({"beta": 0.0}, "beta must be"),
