@@ -80,12 +80,12 @@ def test_a_concept_that_is_as_wanted_is_left_alone():
     ],
 )
 def test_bad_input(options, match):
+    given = {"attributes": ATTRIBUTES, "judge": by_brightness(0.5)} | SHORT | options
     with pytest.raises(BadInput, match=match):
-        given = {"attributes": ATTRIBUTES, "judge": by_brightness(0.5)} | SHORT | options
         erase.uce_debias(tiny_pipeline(), "cook", **given)
 
 
 def test_unknown_labels_are_named():
+    attributes = {"tone/drak": "dark", "tone/light": "light"}
     with pytest.raises(UnknownName, match="tone/dark"):
-        attributes = {"tone/drak": "dark", "tone/light": "light"}
         erase.uce_debias(tiny_pipeline(), "cook", attributes=attributes, judge=by_brightness(0.5), **SHORT)
