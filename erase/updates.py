@@ -103,7 +103,7 @@ def _expanded(rows: Float64[Tensor, "n d"], alpha: float) -> Square:
     return (vectors.T * (alpha * energy / ((alpha - 1) * energy + 1))) @ vectors
 
 
-def squared(weights: list[Float64[Tensor, "o d"]]) -> Square:
+def squared(weights: list[Float64[Tensor, "_ d"]]) -> Square:
     """sum_l W_l^T W_l: what all projections together see of text space."""
     return torch.stack([outer(w, w) for w in weights]).sum(0)
 

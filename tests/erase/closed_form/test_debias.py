@@ -10,8 +10,7 @@ import erase
 from erase.closed_form._debias import _pushed, _rows
 from probe import Detector
 from probe.errors import BadInput, UnknownName
-from probe.testing import tiny_pipeline
-from tests.erase.closed_form.worlds import KEEP, embedding, end, keys_and_values
+from tests.erase.closed_form.worlds import KEEP, embedding, end, keys_and_values, pipeline
 from tests.erase.snapshots import snapshot
 
 ATTRIBUTES = {"tone/dark": "dark", "tone/light": "light"}
@@ -28,7 +27,7 @@ def by_brightness(at: float) -> Detector:
 
 def test_the_push_by_hand():
     """sum_j push_j ||W c|| W a_j / ||W a_j||, norms over all rows of the prompt."""
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     rows = _rows(pipe, {"cook": ["a cook", "the cook"]}, list(ATTRIBUTES.values()), "edit")["tokens"]
     weight = next(iter(keys_and_values(pipe).values())).double()
     found = _pushed(rows, weight, torch.tensor([[0.3, -0.2]], dtype=torch.float64)).numpy()
@@ -47,10 +46,7 @@ def test_the_push_by_hand():
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_rounds_are_measured_and_nothing_is_left_behind(kind):
-    pipe = tiny_pipeline(kind)
-    from probe import guidance
-
-    guidance.condition(pipe, ["a"], guidance=2.0)  # transformers hooks SDXL's layers on the first call, for good
+    pipe = pipeline(kind)
     before = snapshot(pipe)
     edit = erase.uce_debias(pipe, ["cook", "judge"], attributes=ATTRIBUTES, judge=by_brightness(0.0), rounds=2, **SHORT)
     assert snapshot(pipe) == before
@@ -61,7 +57,7 @@ def test_rounds_are_measured_and_nothing_is_left_behind(kind):
 
 
 def test_a_concept_that_is_as_wanted_is_left_alone():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     with pytest.raises(BadInput, match="as wanted already"):
         erase.uce_debias(
             pipe, "cook", attributes=ATTRIBUTES, ratios={"tone/dark": 0.0, "tone/light": 1.0},
@@ -82,10 +78,10 @@ def test_a_concept_that_is_as_wanted_is_left_alone():
 def test_bad_input(options, match):
     given = {"attributes": ATTRIBUTES, "judge": by_brightness(0.5)} | SHORT | options
     with pytest.raises(BadInput, match=match):
-        erase.uce_debias(tiny_pipeline(), "cook", **given)
+        erase.uce_debias(pipeline(), "cook", **given)
 
 
 def test_unknown_labels_are_named():
     attributes = {"tone/drak": "dark", "tone/light": "light"}
     with pytest.raises(UnknownName, match="tone/dark"):
-        erase.uce_debias(tiny_pipeline(), "cook", attributes=attributes, judge=by_brightness(0.5), **SHORT)
+        erase.uce_debias(pipeline(), "cook", attributes=attributes, judge=by_brightness(0.5), **SHORT)

@@ -10,8 +10,7 @@ import erase
 from erase._changes import Delta, Mask
 from erase._edit import make_edit
 from probe.errors import BadInput
-from probe.testing import tiny_pipeline
-from tests.erase.closed_form.worlds import KEEP, close, edited, embedding, end, keys_and_values
+from tests.erase.closed_form.worlds import KEEP, close, edited, embedding, end, keys_and_values, pipeline
 from tests.oracles import closed_form as oracle
 
 KINDS = ("sd15", "sd21", "sdxl")
@@ -21,7 +20,7 @@ WIDE = [f"{a} {b}" for a in ("dog", "bus", "rose", "key", "owl", "drum") for b i
 
 @pytest.fixture(scope="module", params=KINDS)
 def any_pipe(request):
-    return tiny_pipeline(request.param)
+    return pipeline(request.param)
 
 
 def weights(pipe):
@@ -61,7 +60,7 @@ def test_one_epoch_of_rece_by_hand(any_pipe):
 
 
 def test_rece_keeps_the_epoch_that_a_callback_prefers():
-    pipe, seen = tiny_pipeline(), []
+    pipe, seen = pipeline(), []
 
     def prefer_the_first(epoch, edit):
         with edit.applied(pipe):
@@ -80,7 +79,7 @@ def test_rece_keeps_the_epoch_that_a_callback_prefers():
 
 @pytest.mark.parametrize("surrogate", ["output", "source", "both", "target"])
 def test_regularisers_of_rece_give_other_edits(surrogate):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     more = {"towards": "a bat"} if surrogate == "target" else {}
     edit = erase.rece(pipe, "church", preserve=KEEP, epochs=1, surrogate=surrogate, **more, **LOOSE)
     plain = erase.rece(pipe, "church", preserve=KEEP, epochs=1, **LOOSE)
@@ -89,7 +88,7 @@ def test_regularisers_of_rece_give_other_edits(surrogate):
 
 
 def test_a_large_penalty_on_the_distance_keeps_the_row():
-    edit = erase.rece(tiny_pipeline(), "church", preserve=KEEP, epochs=1, surrogate="source", penalty=1e9, **LOOSE)
+    edit = erase.rece(pipeline(), "church", preserve=KEEP, epochs=1, surrogate="source", penalty=1e9, **LOOSE)
     assert edit.report["epochs"][0] < 1e-4
 
 
@@ -110,7 +109,7 @@ def test_speed_leaves_the_empty_text_exactly(any_pipe):
 
 def test_speed_leaves_what_is_retained_exactly():
     """One row retained in 32 dimensions, all others free."""
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.speed(
         pipe, "church", anchor="a hut", preserve=["a dog"], filtered=False, augmented=0, threshold=1e-6, **LOOSE
     )
@@ -124,7 +123,7 @@ def test_speed_leaves_what_is_retained_exactly():
 
 
 def test_speed_retains_what_would_move_most_and_samples_around_it():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     plain = erase.speed(pipe, "church", anchor="a hut", preserve=WIDE, filtered=False, augmented=0, **LOOSE)
     fewer = erase.speed(pipe, "church", anchor="a hut", preserve=WIDE, augmented=0, **LOOSE)
     more = erase.speed(pipe, "church", anchor="a hut", preserve=WIDE, augmented=4, **LOOSE)
@@ -153,7 +152,7 @@ def test_oce_keeps_the_gram_of_every_projection(any_pipe, erase_term):
 
 
 def test_oce_by_hand():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.oce(pipe, "church", anchor="a hut", preserve=KEEP[:2], prior_prompts=["a map"], **LOOSE)
 
     def last(text):
@@ -177,7 +176,7 @@ def test_oce_by_hand():
 
 
 def test_mace_refines_what_surrounds_the_concept(tmp_path):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     pairs = [["a cat", "a bird"]]
     (tmp_path / "cat.yaml").write_text(f"concept: cat\ntemplates: ['{{}} on x']\npairs: {pairs}\n")
     edit = erase.mace(pipe, "cat", anchor="a bird", augment=tmp_path / "cat.yaml", preserve=WIDE, eta=0.1, **LOOSE)
@@ -203,7 +202,7 @@ def low_rank(pipe, seed):
 
 
 def test_mace_fuses_edits_into_one_that_each_prompt_meets_as_its_own():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     fuse = {"cat": low_rank(pipe, 1), "dog": low_rank(pipe, 2)}
     few = {"templates": 2, "ridge": 1e-3, "eta": 0.1, "fuse_eta": 0.1, "preserve": WIDE}
     anchors = {"cat": "a hut", "dog": "a pin"}
@@ -228,7 +227,7 @@ def test_mace_fuses_edits_into_one_that_each_prompt_meets_as_its_own():
 
 
 def test_mace_refuses_what_it_cannot_fuse():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     with pytest.raises(BadInput, match="one edit for each concept"):
         erase.mace(pipe, ["cat", "dog"], anchor="a hut", preserve=WIDE, fuse={"cat": low_rank(pipe, 1)})
     param = next(iter(keys_and_values(pipe)))
@@ -243,7 +242,7 @@ def test_mace_refuses_what_it_cannot_fuse():
 
 @pytest.mark.parametrize("method", ["rece", "speed", "oce", "mace"])
 def test_each_reports_its_system_and_handles_sdxls_pooled_text(method):
-    pipe, more = tiny_pipeline("sdxl"), {"ridge": 1e-3} if method == "mace" else {}
+    pipe, more = pipeline("sdxl"), {"ridge": 1e-3} if method == "mace" else {}
     edit = getattr(erase, method)(pipe, "church", anchor="a hut", preserve=KEEP, **more, **LOOSE)
     assert {"tokens", "pooled", "layers", "damage"} <= set(edit.report)
     assert edit.report["tokens"]["condition"] >= 1
@@ -268,10 +267,10 @@ def test_each_reports_its_system_and_handles_sdxls_pooled_text(method):
 )
 def test_bad_input(method, options, match):
     with pytest.raises(BadInput, match=match):
-        getattr(erase, method)(tiny_pipeline(), "church", **{"anchor": "a hut", "preserve": KEEP} | options)
+        getattr(erase, method)(pipeline(), "church", **{"anchor": "a hut", "preserve": KEEP} | options)
 
 
 def test_speed_needs_texts():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     with pytest.raises(BadInput, match="texts themselves"):
         erase.speed(pipe, "church", anchor="a hut", preserve=erase.preserve_cache(pipe, KEEP))

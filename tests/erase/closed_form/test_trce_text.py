@@ -9,8 +9,7 @@ import yaml
 import erase
 import probe
 from probe.errors import BadInput
-from probe.testing import tiny_pipeline
-from tests.erase.closed_form.worlds import close, edited, embedding, end, keys_and_values, pooled
+from tests.erase.closed_form.worlds import close, edited, embedding, end, keys_and_values, pipeline, pooled
 from tests.oracles import closed_form as oracle
 
 KINDS = ("sd15", "sd21", "sdxl")
@@ -22,7 +21,7 @@ LOOSE = {"collapse": float("inf")}
 
 @pytest.fixture(scope="module", params=KINDS)
 def any_pipe(request):
-    return tiny_pipeline(request.param)
+    return pipeline(request.param)
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def test_the_papers_solution(any_pipe, file, eta):
 
 
 def test_without_a_ridge_what_is_preserved_must_hold_the_rest():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.trce_text(pipe, "church", preserve=WIDE, templates=1, **LOOSE)
     assert edit.options["ridge"] == 0
     assert edit.report["tokens"]["condition"] > 1
@@ -68,7 +67,7 @@ def test_without_a_ridge_what_is_preserved_must_hold_the_rest():
 
 
 def test_released_normalisation_applies_eta_twice_over_a_constant(file):
-    pipe, eta = tiny_pipeline(), 2.0
+    pipe, eta = pipeline(), 2.0
     released = erase.trce_text(
         pipe, "church", augment=file, preserve=WIDE, eta=eta, ridge=0.01, normalise="released", **LOOSE
     )
@@ -79,14 +78,14 @@ def test_released_normalisation_applies_eta_twice_over_a_constant(file):
 
 
 def test_more_eta_means_less_erased_and_less_moved(file):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edits = [erase.trce_text(pipe, "church", augment=file, preserve=WIDE, eta=eta, **LOOSE) for eta in (0.01, 1, 100)]
     moved = [edit.report["damage"]["preserved"] for edit in edits]
     assert moved[0] > moved[1] > moved[2]
 
 
 def test_the_first_synonyms_and_templates_are_taken(file):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.trce_text(pipe, "church", augment=file, preserve=WIDE, synonyms=2, templates=1, **LOOSE)
     assert edit.options["pairs"] == [[list(pair) for pair in PAIRS[:2]]]
     assert edit.options["templates"] == [TEMPLATES[:1]]
@@ -98,14 +97,14 @@ def test_the_first_synonyms_and_templates_are_taken(file):
     [("first_eot", 1), ("sot", 1), (("first_eot", "sot"), 2), ("keyword", 6), ("trce_word_count", 1)],
 )
 def test_tokens_choose_the_rows(file, tokens, rows):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     one = {"synonyms": 1, "templates": 1, "preserve": WIDE, "ridge": 1e-3}
     edit = erase.trce_text(pipe, "church", augment=file, tokens=tokens, **one, **LOOSE)
     assert edit.report["tokens"]["erased_rows"] == rows
 
 
 def test_sdxls_pooled_text_takes_the_smallest_change(file):
-    pipe = tiny_pipeline("sdxl")
+    pipe = pipeline("sdxl")
     edit = erase.trce_text(pipe, "church", augment=file, preserve=WIDE[:4], ridge=0.0, singular="minimum_norm", **LOOSE)
     assert edit.report["pooled"]["condition"] is None  # 9 erased and 4 kept texts in 24 dimensions
     width = pipe.text_encoder_2.config.projection_dim
@@ -122,7 +121,7 @@ def test_sdxls_pooled_text_takes_the_smallest_change(file):
 
 
 def test_concepts_without_a_file_are_augmented_by_their_surface_forms():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.trce_text(
         pipe, ["kirk", "barn"], anchor={"kirk": "a hut", "barn": "a pen"}, preserve=WIDE, templates=2, **LOOSE
     )
@@ -133,7 +132,7 @@ def test_concepts_without_a_file_are_augmented_by_their_surface_forms():
 @pytest.mark.embedded
 def test_concepts_of_the_embedded_world_bring_their_file():
     world = probe.concepts("emoji")
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     few = {"synonyms": 2, "templates": 2, "preserve": WIDE}
     edit = erase.trce_text(pipe, [world["weapon"], world["ink"]], **few, **LOOSE)
     assert edit.options["pairs"][0][0] == ["a weapon", "a household thing"]
@@ -143,7 +142,7 @@ def test_concepts_of_the_embedded_world_bring_their_file():
 
 
 def test_the_same_call_gives_the_same_edit(file):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     one, two = (erase.trce_text(pipe, "church", augment=file, preserve=WIDE, **LOOSE) for _ in range(2))
     assert one.id == two.id
 
@@ -195,4 +194,4 @@ def test_files_that_are_none(tmp_path):
 )
 def test_bad_input(options, match):
     with pytest.raises(BadInput, match=match):
-        erase.trce_text(tiny_pipeline(), "church", preserve=WIDE, **{"anchor": "a hut"} | options)
+        erase.trce_text(pipeline(), "church", preserve=WIDE, **{"anchor": "a hut"} | options)

@@ -15,8 +15,7 @@ from erase.closed_form._trce_trajectory import VISUAL, steering_loss
 from erase.learn import parts_of
 from probe import guidance
 from probe.errors import BadInput, EditOrderError
-from probe.testing import tiny_pipeline
-from tests.erase.closed_form.worlds import KEEP
+from tests.erase.closed_form.worlds import KEEP, pipeline
 from tests.erase.snapshots import snapshot
 from tests.oracles import closed_form as oracle
 
@@ -27,9 +26,7 @@ SHORT = {"cached": 2, "retained": 2, "kept": 2, "steps": 4, "epochs": 1, "lr": 1
 
 @pytest.fixture(scope="module", params=KINDS)
 def any_pipe(request):
-    pipe = tiny_pipeline(request.param)
-    guidance.condition(pipe, ["a"], guidance=2.0)  # transformers hooks SDXL's layers on the first call, for good
-    return pipe
+    return pipeline(request.param)
 
 
 @pytest.fixture
@@ -223,7 +220,7 @@ def test_one_training(any_pipe, file):
 
 
 def test_training_turns_predictions_to_the_safe_side(file):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     long = SHORT | {"epochs": 30, "lr": 1e-2, "retain": 0.0, "margin": 10.0, "beta": 3.0}
     edit = erase.trce_trajectory(pipe, "cat", augment=file, **long)
     curve = edit.report["losses"]["erase"]
@@ -231,7 +228,7 @@ def test_training_turns_predictions_to_the_safe_side(file):
 
 
 def test_retaining_holds_unconditional_predictions(file):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     long = SHORT | {"epochs": 10, "lr": 3e-3, "margin": 10.0}
     free, held = (
         erase.trce_trajectory(pipe, "cat", augment=file, **long | {"retain": retain}) for retain in (1e-9, 1e4)
@@ -246,7 +243,7 @@ def test_retaining_holds_unconditional_predictions(file):
 
 
 def test_released_training_is_another(file):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.trce_trajectory(pipe, "cat", augment=file, variant="released", **SHORT | {"epochs": 2})
     assert edit.options["optimiser"] == "adamw"
     assert edit.options["weight_decay"] == 0.01
@@ -278,7 +275,7 @@ def test_both_stages_with_the_untouched_model_as_teacher(any_pipe, file):
 
 
 def test_released_keeps_what_the_first_stage_predicts(file):
-    pipe, loose = tiny_pipeline(), {"collapse": float("inf"), "ridge": 1e-3}
+    pipe, loose = pipeline(), {"collapse": float("inf"), "ridge": 1e-3}
     first = erase.trce_text(pipe, "cat", augment=file, preserve=KEEP, **loose)
     edit = erase.trce_trajectory(pipe, "cat", augment=file, first_stage=first, variant="released", **SHORT)
     assert edit.report["losses"]["retain"][0] < 1e-8
@@ -299,4 +296,4 @@ def test_released_keeps_what_the_first_stage_predicts(file):
 )
 def test_bad_input(options, match):
     with pytest.raises(BadInput, match=match):
-        erase.trce_trajectory(tiny_pipeline(), "cat", **{"anchor": "a hut"} | SHORT | options)
+        erase.trce_trajectory(pipeline(), "cat", **{"anchor": "a hut"} | SHORT | options)

@@ -21,6 +21,7 @@ from tests.erase.closed_form.worlds import (
     end,
     group,
     keys_and_values,
+    pipeline,
     pooled,
 )
 from tests.erase.snapshots import snapshot
@@ -32,7 +33,7 @@ LOOSE = {"collapse": float("inf")}  # random text encoders put all texts in one 
 
 @pytest.fixture(scope="module", params=KINDS)
 def any_pipe(request):
-    return tiny_pipeline(request.param)
+    return pipeline(request.param)
 
 
 def paper_rows(pipe, source, target):
@@ -90,7 +91,7 @@ def test_without_anything_to_preserve_the_paper_still_keeps_the_empty_text(any_p
 
 
 def test_a_group_stands_for_all_surface_forms_and_concepts_join_in_one_system():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.uce(pipe, [group(), concept()], preserve=KEEP, **LOOSE)
     assert edit.options["phrases"] == [["axe", "hatchet", "bomb"], ["church"]]
     assert edit.options["anchors"] == ["a lamp", "a hut"]
@@ -99,7 +100,7 @@ def test_a_group_stands_for_all_surface_forms_and_concepts_join_in_one_system():
 
 
 def test_templates_surround_phrase_and_anchor():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.uce(pipe, "bat", anchor="hut", templates=("{}", "see {}"), preserve=KEEP, **LOOSE)
     single = erase.uce(pipe, "bat", anchor="hut", preserve=KEEP, **LOOSE)
     assert edit.report["tokens"]["erased_rows"] > single.report["tokens"]["erased_rows"]
@@ -107,7 +108,7 @@ def test_templates_surround_phrase_and_anchor():
 
 
 def test_sdxls_pooled_text_is_mapped_in_the_added_embedding():
-    pipe = tiny_pipeline("sdxl")
+    pipe = pipeline("sdxl")
     edit = erase.uce(pipe, "church", anchor="a hut", preserve=KEEP, **LOOSE)
     name = "unet.add_embedding.linear_1.weight"
     assert name in edit.params
@@ -127,7 +128,7 @@ def test_sdxls_pooled_text_is_mapped_in_the_added_embedding():
 
 @pytest.mark.parametrize(("layers", "ends"), [("v", (".to_v.weight",)), ("k", (".to_k.weight",))])
 def test_only_keys_or_only_values(layers, ends):
-    edit = erase.uce(tiny_pipeline(), "church", anchor="a hut", preserve=KEEP, layers=layers, **LOOSE)
+    edit = erase.uce(pipeline(), "church", anchor="a hut", preserve=KEEP, layers=layers, **LOOSE)
     assert all(param.endswith(ends) for param in edit.params)
 
 
@@ -149,7 +150,7 @@ def test_the_report_says_how_sure_the_solution_is_and_what_moved(any_pipe):
 
 
 def test_auto_takes_the_strongest_edit_within_the_bound():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     free = erase.uce(pipe, "church", anchor="a hut", preserve=KEEP, erase_scale=10.0, **LOOSE)
     bound = free.report["damage"]["preserved"] / 3
     edit = erase.uce(pipe, "church", anchor="a hut", preserve=KEEP, strength="auto", max_damage=bound, **LOOSE)
@@ -161,7 +162,7 @@ def test_auto_takes_the_strongest_edit_within_the_bound():
 
 
 def test_an_edit_that_destroys_everyday_prompts_is_refused():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     ruinous = {"anchor": "", "preserve": (), "preserve_scale": 0.0, "ridge": 1e-9, "tokens": "all_tokens"}
     with pytest.raises(BadInput, match="noise") as error:
         erase.uce(pipe, "church", collapse=0.01, **ruinous)
@@ -187,7 +188,7 @@ def test_fitted_on_an_edited_model_it_maps_what_that_model_has(own_pipe):
 
 
 def test_it_is_saved_and_loaded_as_it_was(tmp_path):
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     edit = erase.uce(pipe, "church", anchor="a hut", preserve=KEEP, **LOOSE)
     again = erase.load_edit(edit.save_pretrained(tmp_path / "edit"))
     assert again.id == edit.id
@@ -216,7 +217,7 @@ def test_a_cache_serves_as_the_texts_it_was_made_of(any_pipe, tmp_path):
 
 
 def test_a_cache_is_the_upper_triangle_and_no_larger(tmp_path):
-    cache = erase.preserve_cache(tiny_pipeline(), KEEP)
+    cache = erase.preserve_cache(pipeline(), KEEP)
     width = 32
     assert cache.save(tmp_path / "keep.safetensors").stat().st_size < 8 * width * (width + 1) / 2 + 4000
     assert 8 * 768 * 769 / 2 < 2.4e6  # at SD 1.x size
@@ -225,7 +226,7 @@ def test_a_cache_is_the_upper_triangle_and_no_larger(tmp_path):
 def test_a_cache_of_other_encoders_is_refused(tmp_path):
     cache = erase.preserve_cache(tiny_pipeline(seed=1), KEEP)
     with pytest.raises(WrongModel, match="preserve cache"):
-        erase.uce(tiny_pipeline(), "church", anchor="a hut", preserve=cache, **LOOSE)
+        erase.uce(pipeline(), "church", anchor="a hut", preserve=cache, **LOOSE)
     (tmp_path / "torn.safetensors").write_bytes(b"12345")
     from probe.errors import StoreDamaged
 
@@ -235,7 +236,7 @@ def test_a_cache_of_other_encoders_is_refused(tmp_path):
 
 def test_preserved_texts_that_contain_an_erased_phrase_are_named(caplog):
     with caplog.at_level(logging.WARNING):
-        edit = erase.uce(tiny_pipeline(), "dog", anchor="a hut", preserve=KEEP, **LOOSE)
+        edit = erase.uce(pipeline(), "dog", anchor="a hut", preserve=KEEP, **LOOSE)
     assert edit.report["collisions"] == [["dog", "a dog"]]
     assert "'dog' is erased and preserved at once, in 'a dog'" in caplog.text
 
@@ -262,11 +263,11 @@ def test_preserved_texts_that_contain_an_erased_phrase_are_named(caplog):
 )
 def test_bad_input(concepts, options, match):
     with pytest.raises(BadInput, match=match):
-        erase.uce(tiny_pipeline(), concepts, **{"anchor": "a hut", "preserve": KEEP} | options)
+        erase.uce(pipeline(), concepts, **{"anchor": "a hut", "preserve": KEEP} | options)
 
 
 def test_unknown_names():
-    pipe = tiny_pipeline()
+    pipe = pipeline()
     with pytest.raises(UnknownName, match="first_eot"):
         erase.uce(pipe, "church", tokens="frist_eot", preserve=KEEP)
     with pytest.raises(UnknownName, match="replace"):
@@ -276,20 +277,11 @@ def test_unknown_names():
 
 
 def test_a_singular_system_names_rows_and_what_to_raise():
-    with pytest.raises(BadInput, match="singular") as error:
-        erase.uce(tiny_pipeline(), ["church", "churches"], anchor="a hut", preserve=(), preserve_scale=0.0, ridge=0.0)
-    assert "'church' at position" in error.value.given
-    assert "ridge" in error.value.fix
-    edit = erase.uce(
-        tiny_pipeline(),
-        "church",
-        anchor="a hut",
-        preserve=(),
-        preserve_scale=0.0,
-        ridge=0.0,
-        tokens="last_subject",
-        singular="minimum_norm",
-        **LOOSE,
-    )
+    bare = {"anchor": "a hut", "preserve": (), "preserve_scale": 0.0, "ridge": 0.0, "tokens": "last_subject"}
+    with pytest.raises(BadInput, match="singular: its rows hold 2 of 32 directions") as error:
+        erase.uce(pipeline(), ["church", "bat"], **bare)
+    assert "most alike: 'church' at position 6 and 'bat' at position 3" in error.value.given
+    assert "raise ridge" in error.value.fix
+    edit = erase.uce(pipeline(), "church", singular="minimum_norm", **bare, **LOOSE)
     assert edit.report["tokens"]["condition"] is None
     assert edit.report["tokens"]["rank"] == 1

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from probe import Concept
+from probe import Concept, guidance
+from probe.testing import tiny_pipeline
 from probe.tokens import encode
 
 KEEP = [f"a {word}" for word in ("dog", "bus", "rose", "key", "owl", "drum", "fish", "hat", "car", "map", "pen", "egg")]
@@ -64,3 +65,13 @@ def edited(pipe: Any, edit: Any) -> dict[str, np.ndarray]:
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-6) -> bool:
     """Equal to what a float32 weight resolves."""
     return bool(np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected))
+
+
+def pipeline(kind: str = "sd15") -> Any:
+    """A tiny pipeline whose last normalisation has a bias, as if trained: without, every row of text adds up to zero."""
+    pipe: Any = tiny_pipeline(kind)
+    last = next(m for name, m in pipe.text_encoder.named_modules() if name.endswith("final_layer_norm"))
+    with torch.no_grad():
+        last.bias.copy_(0.3 * torch.randn(last.bias.shape, generator=torch.Generator().manual_seed(1)))
+    guidance.condition(pipe, ["a"], guidance=2.0)  # transformers hooks SDXL's layers on the first call, for good
+    return pipe
