@@ -115,8 +115,8 @@ def steering_points(
         draws: which (trajectory, step) are needed.
         steps, scale: of the denoising (DDIM, eta 0); kept trajectories are unconditional.
         beta: strength of the targets.
-        shifted: the latent after the step under the timestep before it, and kept timesteps drawn anew in the bin one
-            step on: as released.
+        shifted: the latent after the step under the timestep before it, and kept timesteps drawn anew between that and
+            the step before: as released.
         advance: told how many trajectories are finished.
         kept_by: an edit whose predictions are kept on unconditional trajectories (released), None for the model's own.
 
@@ -134,7 +134,8 @@ def steering_points(
     kept_timesteps = times[draws.kept_steps]
     if shifted:
         width = int(times[0] - times[1]) if len(times) > 1 else 1
-        kept_timesteps = (kept_timesteps - width).clamp(min=0) + (draws.offsets * width).long()
+        last = len(pipe.scheduler.alphas_cumprod) - 1
+        kept_timesteps = (kept_timesteps + (draws.offsets * width).long()).clamp(max=last)
     told = [[pairs[row].source for row in rows] for rows in draws.rows.tolist()]
     safe_told = [[pairs[row].target for row in rows] for rows in draws.rows.tolist()]
     shape = x.shape

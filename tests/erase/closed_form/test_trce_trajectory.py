@@ -131,8 +131,9 @@ def test_released_points_are_one_step_late(any_pipe):
     torch.testing.assert_close(drawn.x[i, b], run[step + 1][0], atol=1e-4, rtol=1e-4)
     assert drawn.timesteps[i, b] == any_pipe.scheduler.timesteps[step]
     times = any_pipe.scheduler.timesteps[found.kept_steps]
-    late = times - drawn.kept_timesteps
-    assert bool(((late >= 0) & (late <= 250)).all())
+    more = drawn.kept_timesteps - times
+    assert bool(((more >= 0) & (more < 250)).all())
+    assert bool((more > 0).any())
 
 
 def epsilon(pipe, x, timestep, text):
@@ -161,7 +162,8 @@ def test_targets_are_those_of_the_untouched_model(any_pipe):
 
 def test_the_loss_by_hand(any_pipe):
     drawn = points(any_pipe, found := draws())
-    terms = steering_loss(any_pipe, drawn, 0.01, 100.0)(1)
+    with torch.no_grad():
+        terms = steering_loss(any_pipe, drawn, 0.01, 100.0)(1)
     total = []
     for b in range(2):
         x, timestep = drawn.x[1, b], int(drawn.timesteps[1, b])
@@ -221,15 +223,15 @@ def test_one_training(any_pipe, file):
 
 def test_training_turns_predictions_to_the_safe_side(file):
     pipe = pipeline()
-    long = SHORT | {"epochs": 30, "lr": 1e-2, "retain": 0.0, "margin": 10.0, "beta": 3.0}
+    long = SHORT | {"epochs": 12, "lr": 1e-2, "retain": 0.0, "margin": 10.0, "beta": 3.0}
     edit = erase.trce_trajectory(pipe, "cat", augment=file, **long)
     curve = edit.report["losses"]["erase"]
-    assert np.mean(curve[-5:]) < np.mean(curve[:5])
+    assert np.mean(curve[-4:]) < np.mean(curve[:4])
 
 
 def test_retaining_holds_unconditional_predictions(file):
     pipe = pipeline()
-    long = SHORT | {"epochs": 10, "lr": 3e-3, "margin": 10.0}
+    long = SHORT | {"epochs": 6, "lr": 3e-3, "margin": 10.0}
     free, held = (
         erase.trce_trajectory(pipe, "cat", augment=file, **long | {"retain": retain}) for retain in (1e-9, 1e4)
     )
