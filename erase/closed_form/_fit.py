@@ -14,7 +14,7 @@ from erase._changes import Delta
 from erase._edit import Edit, make_edit
 from erase._places import locate
 from erase.closed_form._preserve import Kept
-from erase.closed_form._targets import warn_of_collisions
+from erase.closed_form._targets import warn_of_collisions, without
 from erase.closed_form._texts import kept_rows
 from erase.gram import change_of_output, outer
 from probe import compat, sites
@@ -113,7 +113,8 @@ def finished(
       ``everyday`` texts
     - ``collisions``: pairs of an erased phrase and a preserved text that contains it
 
-    Raises `BadInput` where the change is not finite, or moves everyday texts by more than ``collapse``.
+    Raises `BadInput` where the change is not finite, moves preserved rows by more than ``collapse`` of their size, or
+    everyday texts, which nothing need hold, by more than twice that.
     """
     collisions = warn_of_collisions(erased, kept.texts if kept is not None else ())
     everyday = _everyday(pipe, erased)
@@ -129,11 +130,13 @@ def finished(
                 moved[what].append(change_of_output(weight, whole, gram))
         changes.append(Delta(place.param, stored(place, change)))
     damage = {what: _root_mean_square(values) for what, values in moved.items() if values}
-    if damage["everyday"] > collapse:
+    bounds = {"preserved": collapse, "everyday": 2 * collapse}
+    if any(value > bounds[what] for what, value in damage.items()):
+        moves = " and ".join(f"those of {what} texts by {value:.3g}" for what, value in damage.items())
         raise BadInput(
             "the edit destroys prompts that have nothing to do with what it erases; images would be noise",
-            given=f"keys and values of everyday prompts move by {damage['everyday']:.3g} of their size",
-            expected=f"at most {collapse:g}",
+            given=f"keys and values move, as shares of their size: {moves}",
+            expected=f"at most {bounds['preserved']:g} (preserved) and {bounds['everyday']:g} (everyday)",
             fix="raise ridge or the weight of preserve, lower the erase weight, strength='auto', or collapse=inf",
         )
     report = {**solved.systems, **solved.more, "layers": relative, "damage": damage,
@@ -178,8 +181,7 @@ def stored(place: Projection, change: Any) -> Any:
 
 def _everyday(pipe: Any, erased: Sequence[str]) -> dict[str, Tensor]:
     """Gram matrices of everyday texts that contain no erased phrase, without [SoT], which no text changes."""
-    words = [phrase.lower().strip() for phrase in erased if phrase.strip()]
-    texts = [text for text in EVERYDAY if not any(word in text for word in words)]
+    texts = without(erased, EVERYDAY)
     found: dict[str, Tensor] = {}
     for rows, pooled in kept_rows(pipe, texts, "after_sot"):
         found["tokens"] = outer(rows, rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erase._concepts import identity, preserved, prompts_of
 from erase.closed_form._cache import PreserveCache, preserve_cache
-from erase.closed_form._targets import Target
+from erase.closed_form._targets import Target, without
 
 Form = Literal["prompts", "names"]
 
@@ -48,8 +48,8 @@ def kept_of(
 
     Args:
         pipe: whose encoders read the texts.
-        preserve: None for ``preserve_fit`` of the embedded world less what is erased; texts and concepts; a
-            `PreserveCache` or the path of one; () for nothing.
+        preserve: None for ``preserve_fit`` of the embedded world less what is erased and prompts that name it; texts
+            and concepts; a `PreserveCache` or the path of one; () for nothing.
         targets: what is erased.
         tokens: selectors of the preserved rows.
         form: a concept stands for its explicit tuning prompts, or for its name.
@@ -62,5 +62,8 @@ def kept_of(
         preserve.check(pipe)
         return Kept(preserve)
     items = preserved(preserve, [target.given for target in targets])
-    texts = tuple(dict.fromkeys([*always, *(prompts_of(items) if form == "prompts" else identity(items))]))
+    found = prompts_of(items) if form == "prompts" else identity(items)
+    if preserve is None:  # prompts of a style draw all kinds of things
+        found = without([phrase for target in targets for phrase in target.phrases], found)
+    texts = tuple(dict.fromkeys([*always, *found]))
     return Kept(preserve_cache(pipe, texts, tokens=tokens), texts) if texts else None

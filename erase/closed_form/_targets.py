@@ -70,17 +70,24 @@ def refuse_same(source: str, target: str) -> None:
 
 def warn_of_collisions(phrases: Sequence[str], kept: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs (erased phrase, preserved text) in which the text holds the phrase as whole words; they are logged."""
-    found = []
-    for phrase in dict.fromkeys(ARTICLE.sub("", p).strip() for p in phrases):
-        if not phrase:
-            continue
-        whole = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE)
-        found += [(phrase, text) for text in kept if whole.search(text)]
+    found = [(phrase, text) for phrase, whole in _words(phrases).items() for text in kept if whole.search(text)]
     for phrase, text in found[:5]:
         logger.warning("%r is erased and preserved at once, in %r", phrase, text)
     if len(found) > 5:
         logger.warning("and %d more pairs of an erased phrase and a preserved text that contains it", len(found) - 5)
     return found
+
+
+def without(phrases: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """The texts that hold none of the phrases as whole words."""
+    words = _words(phrases).values()
+    return [text for text in texts if not any(whole.search(text) for whole in words)]
+
+
+def _words(phrases: Sequence[str]) -> dict[str, re.Pattern[str]]:
+    """Phrase, without its article -> what finds it in a text."""
+    bare = dict.fromkeys(ARTICLE.sub("", phrase).strip() for phrase in phrases)
+    return {phrase: re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE) for phrase in bare if phrase}
 
 
 def described(targets: Sequence[Target]) -> dict[str, Any]:

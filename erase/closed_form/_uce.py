@@ -91,7 +91,8 @@ def uce(
             ``max_damage`` (ours).
         max_damage: relative change of preserved keys and values that ``"auto"`` allows.
         singular: a system that its rows do not decide is an error, or solved by the smallest change.
-        collapse: largest relative change of keys and values of everyday prompts; infinity for no check (ours).
+        collapse: largest relative change of keys and values of preserved texts, and half of that of everyday prompts;
+            infinity for no check (ours).
         name: ``uce`` by default.
 
     Returns an edit of deltas. Its ``report`` has ``condition``, ``rank`` and ``effective_rank`` of the system,

@@ -132,7 +132,7 @@ WORDS = {
     "pooled": "SDXL's pooled text is mapped too, or left with the concept in it",
     "max_damage": "relative change of what is preserved that strength auto allows",
     "singular": "an undecided system is an error, or solved by the smallest change",
-    "collapse": "largest relative change of everyday prompts; inf for no check",
+    "collapse": "largest relative change of what must survive; inf for no check",
     "augment": "file or folder of synonyms, safe counterparts and templates",
     "synonyms": "so many pairs of the file",
     "epochs": "of rece searches for what still brings the concept back; of trce visits of each trajectory",
