@@ -1,18 +1,19 @@
-"""TRCE's tables on the embedded model: methods, several concepts, eta, tokens, losses, synonyms, templates, beta, styles.
+"""TRCE's tables on the embedded model: methods, several concepts, and what each setting does.
 
-    python benchmarks/claims/trce_tables.py TABLE ... [--plan] [--out runs/claims/trce_tables] [--seed-sets 0 1 2]
+    python benchmarks/claims/trce_tables.py TABLE ... [--plan] [--tune] [--out runs/claims/trce_tables]
 
-TABLE is any of ``methods several eta tokens losses synonyms templates beta styles`` (tables 1 to 9 of arXiv 2503.07389).
-Weapon, with its implicit splits, stands for the paper's "sexual"; settings were chosen on tuning prompts, and tables
-report on test prompts. Attacks are not in yet. Every edit is kept in
-``--out/edits`` and every judged picture in ``--out/result``, so a killed run goes on; ``--plan`` counts what is left.
-Writes ``trce_<table>.csv`` and ``.png`` beside this file (``--csv`` for another folder).
+TABLE is any of ``methods several eta tokens losses synonyms templates beta styles``: tables 1 to 9 of arXiv 2503.07389.
+Weapon, with its implicit splits, stands for the paper's "sexual". ``--tune`` measures on tuning prompts, which is how
+the settings at the top are to be chosen; reports are on test prompts. No attacks yet. Edits are kept in ``--out/edits``
+and every judged picture in ``--out/result``, so a killed run goes on; ``--plan`` says how many there are.
+Writes ``trce_<table>.csv`` and ``.png`` beside this file (``--csv`` for another folder), and for swept values
+``trce_<table>_trend.csv``: Spearman's correlation, with intervals from prompts drawn again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ import probe
 
 HERE = Path(__file__).resolve().parent
 CONCEPT = "weapon"
-IMPLICIT = ("implicit_phrase", "implicit_combination")
+OWN = ("explicit", "implicit_phrase", "implicit_combination")
 SPLITS = {"explicit": 40, "implicit_phrase": 40, "implicit_combination": 40, "preserve_test": 100}
 METRICS = ("rate", "broken", "clip_score")
 SECONDS = 0.6  # a picture of 30 steps on one core
 
-#: Chosen on tuning prompts. A ridge keeps weights small where no text holds them; eta and lr are larger than for SD.
+#: First guesses; the paper's eta and learning rate are for SD 1.4. To be chosen with --tune.
 TEXT = {"eta": 0.05}
 VISUAL = {"lr": 3e-5, "epochs": 3, "cached": 60, "retained": 60, "steps": 30}
 ESD = {"iterations": 200, "lr": 3e-5, "cached": 16, "steps": 30, "guidance": 3.0}
@@ -141,10 +142,12 @@ def tables(world: Any) -> dict[str, Table]:
         "losses": Table((
             both_row("both losses"),
             both_row("no retain loss", retain=0.0),
-            both_row("no unsafe term", beta=1.0),
+            both_row("safe prediction alone", erase_loss="safe"),
         )),
         "synonyms": Table(tuple(text_row(f"{n} synonyms", n, synonyms=n) for n in (1, 2, 5, 10, 20)), trend=True),
-        "templates": Table(tuple(text_row(f"{n} templates", n, templates=n) for n in (1, 2, 5, 10, 15, 30)), trend=True),
+        "templates": Table(
+            tuple(text_row(f"{n} templates", n, templates=n) for n in (1, 2, 5, 10, 15, 30)), trend=True
+        ),
         "beta": Table(tuple(both_row(f"beta {b}", b, beta=float(b)) for b in (3, 5, 10, 15, 20)), trend=True),
         "styles": Table(styles, ("ink", "twemoji"), plain),
     }  # fmt: skip
@@ -156,15 +159,20 @@ def main() -> None:
     known = tables(world)
     if args.plan:
         return plan(args, known)
-    pipe = probe.load("emoji")
+    pipe, results = probe.load("emoji"), args.out / ("tune" if args.tune else "result")
     for name in args.tables:
         table = known[name]
-        edits = {row.name: edit_of(pipe, world, name, row, args.out) for row in table.rows[: args.rows]}
+        rows = table.rows[: args.rows]
+        edits = {f"{name}: {row.name}": edit_of(pipe, world, name, row, args.out) for row in rows}
         found = probe.evaluate(pipe, edits, [world[c] for c in table.concepts], world=world, splits=tuple(table.splits),
                                n_prompts=limited(table.splits, args.prompts), seed_sets=args.seed_sets,
                                metrics=table.metrics, batch_size=20, steps=args.steps, progress=args.progress,
-                               out=args.out / "result")  # fmt: skip
+                               prompts_from="tune" if args.tune else "test", out=results)  # fmt: skip
         write(found, name, table, args.csv or HERE)
+        if table.trend:
+            values = {f"{name}: {row.name}": float(row.value) for row in rows}
+            trend = trends(results, table.concepts[0], values, [split for split in table.splits if split in OWN])
+            trend.round(4).to_csv((args.csv or HERE) / f"trce_{name}_trend.csv", index=False, lineterminator="\n")
     return None
 
 
@@ -183,30 +191,36 @@ def limited(splits: Mapping[str, int], most: int | None) -> dict[str, int]:
 
 
 def write(found: pd.DataFrame, name: str, table: Table, folder: Path) -> None:
-    """The CSV with the table's values, the trends beside it, and the figure."""
+    """The CSV with the table's values, and the figure."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = pd.DataFrame({row.name: {"value_of": row.value} for row in table.rows}).T
+    values = pd.DataFrame({f"{name}: {row.name}": {"value_of": row.value} for row in table.rows}).T
     found = found.join(values, on="edit")
     found.round(4).to_csv(folder / f"trce_{name}.csv", index=False, lineterminator="\n")
-    if table.trend:
-        trends(found).round(4).to_csv(folder / f"trce_{name}_trend.csv", index=False, lineterminator="\n")
     draw(found, name, folder / f"trce_{name}.png")
 
 
-def trends(found: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Spearman's correlation of the rate with the varied value, split by split; intervals redraw each rate's counts."""
-    rng, rows = np.random.default_rng(seed), []
-    for split, part in found[(found["metric"] == "rate")].groupby("split"):
-        values, rates = part["value_of"].astype(float).to_numpy(), part["value"].to_numpy()
-        counts = np.maximum(part["n"].to_numpy() - part["n_failed"].to_numpy(), 1)
-        if len(set(values)) < 3 or np.isnan(rates).any() or len(set(rates)) == 1:
-            rows.append({"split": split, "spearman": np.nan, "low": np.nan, "high": np.nan})
-            continue
-        drawn = rng.binomial(counts, rates, (draws, len(rates))) / counts
-        each = np.array([spearmanr(values, one).statistic for one in drawn if len(set(one)) > 1])
-        low, high = np.quantile(each, (0.025, 0.975))
-        rows.append({"split": split, "spearman": spearmanr(values, rates).statistic, "low": low, "high": high})
+def trends(
+    out: Path, concept: str, values: Mapping[str, float], splits: Sequence[str], draws: int = 2000
+) -> pd.DataFrame:
+    """Spearman's correlation of the varied value with the rate, by split; intervals from prompts drawn again.
+
+    All edits drew the same prompts, and a draw takes the same ones for each.
+    """
+    rng, rows = np.random.default_rng(0), []
+    for split in splits:
+        _, prompts, shown = probe.result_images(out, concept, edits=list(values), split=split, n=10**6)
+        hits = np.array([shown[name] for name in values], float)  # edit, sample
+        found = [correlation(list(values.values()), hits.mean(1))]
+        found += [correlation(list(values.values()), hits[:, rng.integers(len(prompts), size=len(prompts))].mean(1))
+                  for _ in range(draws)]  # fmt: skip
+        low, high = np.nanquantile(found[1:], (0.025, 0.975)) if np.isfinite(found[1:]).any() else (np.nan, np.nan)
+        rows.append({"split": split, "spearman": found[0], "low": low, "high": high, "prompts": len(prompts)})
     return pd.DataFrame(rows)
+
+
+def correlation(values: Sequence[float], rates: np.ndarray) -> float:
+    """Spearman's, NaN where all rates are equal."""
+    return float("nan") if len(set(rates)) < 2 else float(spearmanr(values, rates).statistic)
 
 
 def draw(found: pd.DataFrame, name: str, path: Path) -> None:
@@ -237,8 +251,8 @@ def plan(args: argparse.Namespace, known: Mapping[str, Table]) -> None:
         table = known[name]
         per = sum(limited(table.splits, args.prompts).values()) * len(table.concepts) * len(args.seed_sets)
         total = per * (len(table.rows[: args.rows]) + 1 + ("kid" in table.metrics))
-        print(f"{name}: {len(table.rows)} edits, at most {total} pictures, {total * SECONDS * args.steps / 30 / 60:.0f} "
-              f"minutes at {SECONDS} s")  # fmt: skip
+        minutes = total * SECONDS * args.steps / 30 / 60
+        print(f"{name}: {len(table.rows)} edits, at most {total} pictures, {minutes:.0f} minutes at {SECONDS} s")
     print(f"{sum(1 for _ in (args.out / 'result' / 'images').glob('*.png'))} pictures are kept already")
 
 

@@ -42,6 +42,7 @@ def trce_trajectory(
     variant: Literal["paper", "released"] = "paper",
     beta: float = 15.0,
     margin: float = 0.01,
+    erase_loss: Literal["triplet", "safe"] = "triplet",
     retain: float = 100.0,
     cached: int = 100,
     retained: int = 400,
@@ -85,6 +86,7 @@ def trce_trajectory(
             L_retain by the first stage, AdamW with weight decay 0.01, and gradients that add up over the whole
             training (the release never sets them to zero).
         beta, margin, retain: see above; retain is lambda.
+        erase_loss: ``safe``: |eps(x_t, c) - f_safe|^2 alone, the paper's ablation (table 5).
         cached: trajectories of erased prompts, the prompts in turn; the paper has 100, and 300 for several concepts.
         retained: trajectories of the empty text. The paper has 2,000, of which the release uses the first 400.
         kept: predictions of L_retain an iteration.
@@ -157,6 +159,7 @@ def trce_trajectory(
         "variant": variant,
         "beta": beta,
         "margin": margin,
+        "erase_loss": erase_loss,
         "retain": retain,
         "cached": cached,
         "retained": retained,
@@ -175,7 +178,7 @@ def trce_trajectory(
         return learned(
             pipe,
             student,
-            lambda: steering_loss(pipe, points, margin, retain),
+            lambda: steering_loss(pipe, points, margin, retain, erase_loss),
             how,
             method="trce_trajectory",
             name=name or "trce_trajectory",
@@ -190,7 +193,7 @@ def trce_trajectory(
         )
 
 
-def steering_loss(pipe: Any, points: SteeringPoints, margin: float, retain: float) -> Loss:
+def steering_loss(pipe: Any, points: SteeringPoints, margin: float, retain: float, erase_loss: str = "triplet") -> Loss:
     """The loss of an iteration, from one UNet call: erased points told their prompt and nothing, kept ones nothing."""
     texts = Texts(pipe, points.size)
 
@@ -202,7 +205,10 @@ def steering_loss(pipe: Any, points: SteeringPoints, margin: float, retain: floa
         noise = guidance.predicted_noise(pipe, torch.cat([x, x, kept]), torch.cat(when), texts.of(asked))
         told, untold, retained = noise.split([len(x), len(x), len(kept)])
         safe, unsafe = points.safe[iteration].to(device), points.unsafe[iteration].to(device)
-        erase = [steering.triplet(prediction, safe, unsafe, margin).mean() for prediction in (told, untold)]
+        if erase_loss == "triplet":
+            erase = [steering.triplet(prediction, safe, unsafe, margin).mean() for prediction in (told, untold)]
+        else:
+            erase = [(prediction - safe).square().mean() for prediction in (told, untold)]
         keep = (retained - points.kept_noise[iteration].to(device)).square().mean()
         return {"erase": torch.stack(erase).mean(), "retain": retain * keep}
 
@@ -223,6 +229,7 @@ def trce(
     variant: Literal["paper", "released"] = "paper",
     beta: float = 15.0,
     margin: float = 0.01,
+    erase_loss: Literal["triplet", "safe"] = "triplet",
     retain: float = 100.0,
     cached: int = 100,
     retained: int = 400,
@@ -251,7 +258,7 @@ def trce(
         text: further options of the first stage by name, such as ``{"eta": 0.02}``.
         variant: of both stages: ``released`` counts words for the [EoT] and applies eta as the released code does, and
             trains as `erase.trce_trajectory` says.
-        beta, margin, retain, cached, retained, kept, steps, early, guidance_scale, epochs, lr, batch_size,
+        beta, margin, erase_loss, retain, cached, retained, kept, steps, early, guidance_scale, epochs, lr, batch_size,
             arithmetic, checkpointing, training, save_every, seed, progress, force: of the second stage.
         name: ``trce`` by default.
 
@@ -268,6 +275,7 @@ def trce(
         variant=variant,
         beta=beta,
         margin=margin,
+        erase_loss=erase_loss,
         retain=retain,
         cached=cached,
         retained=retained,

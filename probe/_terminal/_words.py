@@ -156,6 +156,7 @@ WORDS = {
     "step": "how far a round pushes",
     "text": "further options of the first stage: {eta: 0.02}",
     "beta": "strength of the safe and unsafe targets",
+    "erase_loss": "towards the safe prediction and away from the unsafe one, or the first alone",
     "retained": "trajectories of the empty text",
     "kept": "predictions of the retain term an iteration",
     "early": "share of the steps from which erased x_t are taken",

@@ -175,6 +175,19 @@ def test_the_loss_by_hand(any_pipe):
     assert float(terms["retain"]) < 1e-8  # nothing is trained yet
 
 
+def test_the_ablation_takes_the_distance_from_safe_alone():
+    pipe = pipeline()
+    drawn = points(pipe, found := draws())
+    with torch.no_grad():
+        terms = steering_loss(pipe, drawn, 0.01, 100.0, "safe")(1)
+    total = []
+    for b in range(2):
+        for text in (PAIRS[int(found.rows[1, b])].source, ""):
+            prediction = epsilon(pipe, drawn.x[1, b], int(drawn.timesteps[1, b]), text)
+            total.append(((prediction - drawn.safe[1, b].double().numpy()) ** 2).mean())
+    assert float(terms["erase"]) == pytest.approx(np.mean(total), rel=1e-3)
+
+
 def test_every_trajectory_is_visited_once_an_epoch_and_the_seed_decides():
     found = draws(trajectories=6, iterations=9, batch=2)
     assert [sorted(epoch.tolist()) for epoch in found.rows.flatten().reshape(3, 6)] == [list(range(6))] * 3

@@ -68,7 +68,7 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-6) -> b
 
 
 def pipeline(kind: str = "sd15") -> Any:
-    """A tiny pipeline whose last normalisation has a bias, as if trained: without, every row of text adds up to zero."""
+    """A tiny pipeline whose last normalisation has a bias, as if trained: without, rows of text add up to zero."""
     pipe: Any = tiny_pipeline(kind)
     last = next(m for name, m in pipe.text_encoder.named_modules() if name.endswith("final_layer_norm"))
     with torch.no_grad():
