@@ -106,11 +106,12 @@ class System:
 
     def solve(self, numerator: Float64[Tensor, "o d"]) -> Float64[Tensor, "o d"]:
         """numerator A^-1, with one step of iterative refinement."""
-        if self._factor is None:
+        factor = self._factor
+        if factor is None:
             return numerator @ self._pseudo_inverse
 
         def once(rest: Tensor) -> Tensor:
-            return torch.cholesky_solve(rest.T, self._factor).T
+            return torch.cholesky_solve(rest.T, factor).T
 
         found = once(numerator)
         return found + once(numerator - found @ self.matrix)

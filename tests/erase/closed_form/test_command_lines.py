@@ -91,12 +91,12 @@ def test_both_stages_by_commands(model, tmp_path, capsys):
 
 def test_what_cannot_work_is_one_error_with_its_fix(model, tmp_path, capsys):
     code, found = document(capsys, "uce", "zebra", "--anchor", "zebra", "--model", model, "--out", tmp_path / "edit")
-    assert (code, found["error"]) == (2, "BadInput")
-    assert "another anchor" in found["fix"]
+    assert (code, found["error"]["error"]) == (2, "BadInput")
+    assert "another anchor" in found["error"]["fix"]
     code, found = document(capsys, "mace", "zebra", "--fuse", "zebra", "--model", model, "--out", tmp_path / "edit")
-    assert (code, found["given"]) == (2, "zebra")
+    assert (code, found["error"]["given"]) == (2, "zebra")
     code, found = document(capsys, "uce-debias", "cook", "--attribute", "gender/man", "--model", model,
                            "--out", tmp_path / "edit")  # fmt: skip
-    assert (code, found["given"]) == (2, "gender/man")
+    assert (code, found["error"]["given"]) == (2, "gender/man")
     code, plan = document(capsys, "speed", "zebra", "--dry-run", "--out", tmp_path / "edit")
     assert (code, plan["dry_run"]) == (0, True)
