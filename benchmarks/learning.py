@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recorder import HERE, Rows, in_turn, main, ratio, sd15
+from recorder import HERE, Rows, in_turn, ratio, run_rows, sd15
 
 import probe
 from erase._concepts import listed
@@ -102,4 +102,4 @@ if __name__ == "__main__":
             with tempfile.TemporaryDirectory() as folder:
                 print(name, ROWS[name](Path(folder)), flush=True)
     else:
-        main(ROWS, TABLE, __doc__ or "")
+        run_rows(ROWS, __doc__ or "", TABLE, "learning")

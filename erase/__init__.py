@@ -20,6 +20,18 @@ _EXPORTS = {
     "edit_from_checkpoint": "_checkpoint",
     "restore": "_originals",
     "stack": "_stack",
+    "Augmentation": "closed_form",
+    "PreserveCache": "closed_form",
+    "mace": "closed_form",
+    "oce": "closed_form",
+    "preserve_cache": "closed_form",
+    "rece": "closed_form",
+    "speed": "closed_form",
+    "trce": "closed_form",
+    "trce_text": "closed_form",
+    "trce_trajectory": "closed_form",
+    "uce": "closed_form",
+    "uce_debias": "closed_form",
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
@@ -40,6 +52,18 @@ if TYPE_CHECKING:
     from ._originals import restore as restore
     from ._saving import load_edit as load_edit
     from ._stack import stack as stack
+    from .closed_form import Augmentation as Augmentation
+    from .closed_form import PreserveCache as PreserveCache
+    from .closed_form import mace as mace
+    from .closed_form import oce as oce
+    from .closed_form import preserve_cache as preserve_cache
+    from .closed_form import rece as rece
+    from .closed_form import speed as speed
+    from .closed_form import trce as trce
+    from .closed_form import trce_text as trce_text
+    from .closed_form import trce_trajectory as trce_trajectory
+    from .closed_form import uce as uce
+    from .closed_form import uce_debias as uce_debias
     from .learn import ablating_concepts as ablating_concepts
     from .learn import differentiable_prune as differentiable_prune
     from .learn import esd as esd

@@ -1,6 +1,6 @@
 """``erase`` on the command line. Each command is the public function's name with dashes."""
 
-from erase.cli import _edits, _images, _learn, _prune
+from erase.cli import _closed_form, _edits, _images, _learn, _prune
 from erase.cli._app import app
 from probe._terminal import leave, run
 
@@ -9,6 +9,7 @@ __all__ = ["app", "main"]
 # As help lists them: in the order of work.
 _ORDER = (
     *("concept-prune", "prune-neurons", "esd", "ablating-concepts", "differentiable-prune", "control-mask"),
+    *("uce", "uce-debias", "trce-text", "trce-trajectory", "trce", "rece", "speed", "oce", "mace", "preserve-cache"),
     "audit",
     *("edit-from-checkpoint", "stack", "info", "generate", "export", "restore"),
 )

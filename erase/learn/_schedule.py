@@ -25,6 +25,7 @@ class Schedule:
     - ``clip``: largest norm of all gradients together
     - ``checkpointing``: activations are computed again in the backward pass, for less memory
     - ``in_backward``: every leaf is updated as soon as its gradient is there, which is then freed
+    - ``accumulate``: gradients are never set to zero and add up over the training, as in some released code
     """
 
     iterations: int
@@ -36,6 +37,7 @@ class Schedule:
     precision: Precision = "float32"
     checkpointing: bool = False
     in_backward: bool = False
+    accumulate: bool = False
 
     def __post_init__(self) -> None:
         positive = {"iterations": self.iterations, "lr": self.lr, "clip": 1 if self.clip is None else self.clip}
@@ -45,6 +47,9 @@ class Schedule:
         if self.in_backward and (self.clip is not None or self.precision == "float16"):
             fix = "no clip, and float32 or bfloat16"
             raise BadInput("an update in the backward pass cannot see all gradients together", fix=fix)
+        if self.accumulate and (self.in_backward or self.clip is not None or self.precision == "float16"):
+            fix = "no clip, no update in the backward pass, and float32 or bfloat16"
+            raise BadInput("gradients that add up cannot be scaled or freed", fix=fix)
 
     def to_json(self) -> dict[str, Any]:
         """What decides the leaves after a number of iterations; that number is not part of it."""
@@ -55,6 +60,7 @@ class Schedule:
             "weight_decay": self.weight_decay,
             "clip": self.clip,
             "precision": self.precision,
+            **({"accumulate": True} if self.accumulate else {}),
         }
 
     def new_optimiser(self, leaves: list[torch.Tensor]) -> torch.optim.Optimizer:

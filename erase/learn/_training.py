@@ -50,6 +50,8 @@ def train(
     """
     run = _Run(student, how)
     curve = folder.resume(student.leaves, run) if folder is not None else []
+    if curve and how.accumulate:
+        raise BadInput("gradients that add up are not kept, so such a training cannot go on", fix="force=True")
     if len(curve) > how.iterations:
         fix = f"iterations={len(curve)}, or load the edit of a checkpoint"
         raise BadInput("the training has gone further", given=f"iterations={how.iterations}", fix=fix)
@@ -116,7 +118,8 @@ class _Run:
             self.scale, self.good = self.scale / 2, 0
         else:
             return False
-        self.optimisers[0].zero_grad(set_to_none=True)
+        if not self.how.accumulate:
+            self.optimisers[0].zero_grad(set_to_none=True)
         return True
 
     def _step(self, gradients: Sequence[Tensor], norm: float) -> None:

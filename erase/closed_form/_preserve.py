@@ -1,0 +1,69 @@
+"""preserve=: what a closed-form eraser must leave as it is, from texts, concepts or a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from erase._concepts import identity, preserved, prompts_of
+from erase.closed_form._cache import PreserveCache, preserve_cache
+from erase.closed_form._targets import Target, without
+
+Form = Literal["prompts", "names"]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The Gram sums of the preserved rows, how many rows these are, and the texts where they are known."""
+
+    cache: PreserveCache
+    texts: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """What an identity says of it."""
+        return self.cache.id
+
+    def gram(self, family: str) -> tuple[Tensor, int] | None:
+        """Sum and number of rows, of the token rows or of the pooled ones."""
+        if family == "tokens":
+            return self.cache.gram, self.cache.rows
+        return None if self.cache.pooled is None else (self.cache.pooled, self.cache.texts)
+
+
+def kept_of(
+    pipe: Any,
+    preserve: Any,
+    targets: Sequence[Target],
+    tokens: str | tuple[str, ...],
+    *,
+    form: Form,
+    always: Sequence[str] = (),
+) -> Kept | None:
+    """What ``preserve=`` means; None where nothing is preserved.
+
+    Args:
+        pipe: whose encoders read the texts.
+        preserve: None for ``preserve_fit`` of the embedded world less what is erased and prompts that name it; texts
+            and concepts; a `PreserveCache` or the path of one; () for nothing.
+        targets: what is erased.
+        tokens: selectors of the preserved rows.
+        form: a concept stands for its explicit tuning prompts, or for its name.
+        always: texts that are preserved besides.
+
+    """
+    if isinstance(preserve, str | Path) and Path(preserve).suffix == ".safetensors":
+        preserve = PreserveCache.load(preserve)
+    if isinstance(preserve, PreserveCache):
+        preserve.check(pipe)
+        return Kept(preserve)
+    items = preserved(preserve, [target.given for target in targets])
+    found = prompts_of(items) if form == "prompts" else identity(items)
+    if preserve is None:  # prompts of a style draw all kinds of things
+        found = without([phrase for target in targets for phrase in target.phrases], found)
+    texts = tuple(dict.fromkeys([*always, *found]))
+    return Kept(preserve_cache(pipe, texts, tokens=tokens), texts) if texts else None
