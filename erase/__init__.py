@@ -13,23 +13,29 @@ from probe._lazy import attach
 # Public name -> the module that defines it; see probe/__init__.py.
 _EXPORTS = {
     "Delta": "_changes",
+    "Hook": "_changes",
     "Mask": "_changes",
     "Replace": "_changes",
     "Edit": "_edit",
     "load_edit": "_saving",
+    "scaled": "_scaled",
     "stack": "_stack",
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
+    "resag": "gated",
 }
 
 if TYPE_CHECKING:
     from ._changes import Delta as Delta
+    from ._changes import Hook as Hook
     from ._changes import Mask as Mask
     from ._changes import Replace as Replace
     from ._edit import Edit as Edit
     from ._saving import load_edit as load_edit
+    from ._scaled import scaled as scaled
     from ._stack import stack as stack
+    from .gated import resag as resag
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons

@@ -1,13 +1,13 @@
 """``erase`` on the command line. Each command is the public function's name with dashes."""
 
-from erase.cli import _edits, _images, _prune
+from erase.cli import _edits, _gated, _images, _prune
 from erase.cli._app import app
 from probe._terminal import leave, run
 
 __all__ = ["app", "main"]
 
 # As help lists them: in the order of work.
-_ORDER = ("concept-prune", "prune-neurons", "control-mask", "stack", "info", "generate", "export")
+_ORDER = ("concept-prune", "prune-neurons", "control-mask", "resag", "scaled", "stack", "info", "generate", "export")
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
 
 
