@@ -181,7 +181,7 @@ def make_edit(
     """
     changes = sorted(changes, key=lambda change: (change.param, change.kind))
     tensors = {}
-    for change, param in ((change, param) for change in changes for param in change.touched):
+    for change, param in ((one, param) for one in changes for param in one.touched):
         tensor = _in_force.original(pipe, param)
         if not isinstance(change, Hook) and tuple(tensor.shape) != tuple(change.shape):
             raise BadInput(f"a change of {param} has another shape", given=change.shape, expected=tensor.shape)

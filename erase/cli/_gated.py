@@ -59,4 +59,4 @@ def _of_world(names: list[str], world: str) -> list[Any]:
     import probe
 
     known = probe.concepts(world)
-    return [known[name] if name in known else name for name in names]
+    return [known[name] if name in known else name for name in names]  # noqa: SIM401 - its errors are no KeyError

@@ -19,7 +19,6 @@ from erase.gated._phrases import Phrases, anchors_of, phrases_of
 from erase.gated._projections import Projections, encoded, projections_of
 from erase.gated._settings import Settings
 from erase.gated._stages import Stages
-
 from probe._options import validated
 from probe._progress import progress_bar
 from probe.errors import BadInput

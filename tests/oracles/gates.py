@@ -29,3 +29,45 @@ def residual(text: np.ndarray, concepts: Sequence[dict], module: int, threshold:
         scale = concepts[n]["alpha"][module] / down.shape[1] * concepts[n].get("strength", 1.0)
         rows.append(scale * open_ * (zs[n][token] @ down @ up))
     return np.stack(rows)
+
+
+def missed(
+    text: np.ndarray, wanted: np.ndarray, concept: dict, weights: Sequence[np.ndarray], shares: np.ndarray
+) -> float:
+    """sum_P w_P |X W_P^T - what the gate adds|^2 for one text (k d), every output written out."""
+    total = 0.0
+    for module, (weight, share) in enumerate(zip(weights, shares, strict=True)):
+        added = residual(text, [concept], module)
+        for token in range(len(text)):
+            total += share * float(
+                ((weight @ wanted[token]) - added[token]) @ ((weight @ wanted[token]) - added[token])
+            )
+    return total
+
+
+def paper_losses(
+    target: np.ndarray,
+    neutral: np.ndarray,
+    deltas: np.ndarray,
+    kept: np.ndarray,
+    concept: dict,
+    weights: Sequence[np.ndarray],
+    counts: Sequence[float],
+    eta: float,
+) -> dict[str, float]:
+    """The losses as the paper has them, goals and edited projections written out: (k d) texts, counts c_P."""
+
+    def change(text: np.ndarray, module: int) -> np.ndarray:
+        return text @ weights[module].T + residual(text, [concept], module)
+
+    found = {"erase": 0.0, "attacked": 0.0, "anchors": 0.0, "adversary": 0.0}
+    n = len(weights)
+    for p, count in enumerate(counts):
+        plain_t, plain_n = target @ weights[p].T, neutral @ weights[p].T
+        goal = plain_n + eta * (plain_n - plain_t)
+        found["erase"] += count / n * float(((goal - change(target, p)) ** 2).mean())
+        attacked = np.stack([change(target + delta, p) for delta in deltas])
+        found["attacked"] += count / n * float(((goal - attacked) ** 2).mean())
+        found["adversary"] += count / n * float(((attacked - plain_t) ** 2).mean())
+        found["anchors"] += count / n * float(np.mean([((a @ weights[p].T - change(a, p)) ** 2).mean() for a in kept]))
+    return found
