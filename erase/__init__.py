@@ -24,6 +24,7 @@ _EXPORTS = {
     "control_mask": "prune",
     "prune_neurons": "prune",
     "resag": "gated",
+    "esd": "learn",
 }
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ._scaled import scaled as scaled
     from ._stack import stack as stack
     from .gated import resag as resag
+    from .learn import esd as esd
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask
     from .prune import prune_neurons as prune_neurons

@@ -13,7 +13,7 @@ PRESERVE = "preserve_fit"
 
 
 def listed(given: Any, what: str = "concepts") -> list[Concept | str]:
-    """Concepts and strings as a list, each once. Raises `BadInput` for anything else, for none and for an empty text."""
+    """Concepts and strings as a list, each once. `BadInput` for anything else, for none and for an empty text."""
     items = [given] if isinstance(given, str | Concept) else list(given) if isinstance(given, Iterable) else [given]
     for item in items:
         if not isinstance(item, str | Concept):

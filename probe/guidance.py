@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.errors import BadInput, unknown_name
@@ -177,16 +177,32 @@ def predict(
 ) -> Float[Tensor, "b s c y x"]:
     """The UNet's prediction for each branch at x as the UNet reads it: (s c y x) -> (b s c y x), gradients as set.
 
-    ``x`` is x_t times the scheduler's scale (`input_scales`); for noised images x_t itself. Samples share a timestep.
+    ``x`` is x_t times the scheduler's scale (`input_scales`); for noised images x_t itself. ``timestep`` is one for all
+    samples, or one for each (s,).
     """
     unet, branches = pipe.unet, len(conditioning.branches)
     rows = x.to(unet.device, unet.dtype).repeat(branches, 1, 1, 1)
     options: dict[str, Any] = {} if conditioning.scale is None else {"timestep_cond": conditioning.scale}
     if conditioning.added is not None:
         options["added_cond_kwargs"] = conditioning.added
-    found = unet(rows, torch.as_tensor(timestep), encoder_hidden_states=conditioning.text, return_dict=False, **options)
+    times = torch.as_tensor(timestep)
+    times = times.to(rows.device).repeat(branches) if times.ndim else times
+    found = unet(rows, times, encoder_hidden_states=conditioning.text, return_dict=False, **options)
     prediction: Tensor = found[0]
     return prediction.reshape(branches, -1, *prediction.shape[1:])
+
+
+def predicted_noise(
+    pipe: Any, x: Latents, timesteps: Int[Tensor, " s"], conditioning: Conditioning
+) -> Float[Tensor, "s c y x"]:
+    """epsilon(x, t, c) of each sample at its own timestep, float32, whatever the model was trained to predict.
+
+    ``x`` as the UNet reads it (`predict`); ``conditioning`` has one branch.
+    """
+    prediction = predict(pipe, x, timesteps, conditioning)[0].float()
+    known = pipe.scheduler.alphas_cumprod.to(prediction.device, torch.float32)
+    share = known[timesteps.to(prediction.device)].reshape(-1, 1, 1, 1)
+    return epsilon(prediction, x.to(prediction), share, prediction_type(pipe))
 
 
 def combined(prediction: Float[Tensor, "b s c y x"], scale: float | int) -> Latents:

@@ -1,0 +1,206 @@
+"""What every eraser that learns does around its loss: checks, points, a folder, a training, an edit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from torch import Tensor
+
+from erase import _in_force, losses
+from erase._concepts import preserved, prompts_of
+from erase._edit import Edit, make_edit
+from erase.learn._folder import Folder
+from erase.learn._points import At, Cached, Fresh, cached, check_source, given
+from erase.learn._schedule import Schedule
+from erase.learn._student import Student
+from erase.learn._teacher import Teacher
+from erase.learn._texts import Texts
+from erase.learn._training import Loss, train
+from probe import Concept, Trajectory, guidance
+from probe.errors import BadInput
+from probe.protocols import Progress
+from probe.provenance import fingerprint
+
+#: At most so many points of a loss curve in an edit's report.
+CURVE = 500
+
+_NETWORKS = ("text_encoder", "text_encoder_2", "unet")
+
+XSource = Literal["cached", "student", "teacher"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How x_t are drawn: see `erase.esd`."""
+
+    x_t: XSource
+    trajectory: Any
+    cached: int
+    steps: int
+    guidance: float
+    timesteps: At
+    batch_size: int
+    seed: int
+    folder: Path | None
+    progress: Progress = False
+
+    def __post_init__(self) -> None:
+        check_source(self.x_t, self.trajectory)
+        for name in ("cached", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1", given=getattr(self, name))
+
+    def points(self, pipe: Any, texts: Sequence[str], what: str = "x_t") -> Cached | Fresh:
+        """The points of some texts."""
+        if self.trajectory is not None:
+            return given(pipe, self.trajectory, batch_size=self.batch_size, at=self.timesteps, seed=self.seed)
+        if self.x_t == "cached":
+            return self.cached_points(pipe, texts, what)
+        return Fresh(
+            pipe,
+            texts,
+            by=self.x_t,
+            steps=self.steps,
+            scale=self.guidance,
+            batch_size=self.batch_size,
+            at=self.timesteps,
+            seed=self.seed,
+        )
+
+    def cached_points(self, pipe: Any, texts: Sequence[str], what: str) -> Cached:
+        """Points drawn by the model as it is, once."""
+        return cached(
+            pipe,
+            texts,
+            samples=self.cached,
+            steps=self.steps,
+            scale=self.guidance,
+            batch_size=self.batch_size,
+            at=self.timesteps,
+            seed=self.seed,
+            folder=self.folder,
+            what=what,
+            progress=self.progress is True,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What an identity keeps."""
+        own = {"cached": self.cached} if self.x_t == "cached" else {}
+        if self.trajectory is not None:
+            found = self.trajectory if isinstance(self.trajectory, Trajectory) else Trajectory(self.trajectory)
+            own = {"trajectory": found.id}
+        else:
+            own |= {"steps": self.steps, "guidance": self.guidance}
+        return {"x_t": self.x_t, **own, "timesteps": self.timesteps, "batch_size": self.batch_size}
+
+
+def retain_loss(
+    pipe: Any, student: Student, sampling: Sampling, preserve: Sequence[Concept | str], weight: float
+) -> Callable[[int], Tensor] | None:
+    """weight * E || eps_student(x_t, c) - eps_teacher(x_t, c) ||^2 over prompts of what is preserved, if weighed."""
+    if not weight:
+        return None
+    most = max(sampling.cached, len(preserve))
+    points = sampling.cached_points(pipe, prompts_of(preserve, each=-(-most // len(preserve)))[:most], "retained")
+    texts = Texts(pipe, points.size)
+    teacher = Teacher(pipe, texts)
+
+    def loss(iteration: int) -> Tensor:
+        batch = points.batch(iteration, student)
+        (target,) = teacher.noise(student, batch, batch.texts)
+        return weight * losses.mean_square(noise_of(pipe, batch, texts, batch.texts), target)
+
+    return loss
+
+
+def noise_of(pipe: Any, batch: Any, texts: Texts, asked: Sequence[str]) -> Tensor:
+    """The student's epsilon (s c y x) at the points of a batch for one text a sample, with gradients."""
+    return guidance.predicted_noise(pipe, batch.x, batch.timesteps, texts.of(asked))
+
+
+def learned(
+    pipe: Any,
+    student: Student,
+    loss: Callable[[], Loss],
+    how: Schedule,
+    *,
+    method: str,
+    name: str,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    training: str | Path | None,
+    save_every: int,
+    checkpoints: Sequence[int],
+    progress: Progress,
+    force: bool,
+    report: Callable[[], Mapping[str, Any]] = dict,
+) -> Edit:
+    """Train, and the edit that comes of it; with ``training``, resumable and with edits at ``checkpoints``.
+
+    ``loss`` is called once, when the folder is there that its points may be drawn into.
+    """
+    options = {**options, **how.to_json()}
+
+    def edit(iterations: int, more: Mapping[str, Any]) -> Edit:
+        return make_edit(
+            pipe,
+            student.changes(),
+            name=name,
+            method=method,
+            options={**options, "iterations": iterations},
+            inputs=inputs,
+            report={**report(), **more},
+        )
+
+    folder = None
+    if training is not None:
+        identity = {
+            "method": method,
+            "options": options,
+            "inputs": dict(inputs),
+            "model": fingerprint(pipe).to_json([part for part in _NETWORKS if getattr(pipe, part, None) is not None]),
+            "base_edits": [list(part) for entry in _in_force.entries(pipe) for part in entry.edit.parts],
+        }
+        folder = Folder(
+            training,
+            identity,
+            edit_at=lambda n: edit(n, {}),
+            save_every=save_every,
+            checkpoints=checkpoints,
+            force=force,
+        )
+    started = time.perf_counter()
+    curve = train(pipe, student, loss(), how, folder=folder, progress=progress, what=method)
+    seconds = time.perf_counter() - started
+    return edit(how.iterations, {"losses": thinned(curve), "seconds": round(seconds, 2)})
+
+
+def thinned(curve: pd.DataFrame) -> dict[str, list[float]]:
+    """At most `CURVE` points of a loss curve, column by column; each is the mean of the iterations up to it."""
+    every = -(-len(curve) // CURVE)
+    groups = curve.groupby(curve.index // every)
+    found = groups.mean()
+    found["iteration"] = groups["iteration"].max()
+    return {str(name): [float(x) for x in found[name]] for name in found}
+
+
+def own_precision(pipe: Any, precision: Any) -> Any:
+    """What the UNet computes in: ``precision``, or the pipeline's own dtype."""
+    return precision or str(pipe.unet.dtype).removeprefix("torch.")
+
+
+def checked_preserve(given: Any, items: Sequence[Concept | str], retain: float) -> list[Concept | str]:
+    """What the retain term is taken over; nothing without one. `BadInput` for a weight that has nothing to weigh."""
+    if not 0 <= retain < math.inf:
+        raise BadInput("retain is out of range", given=retain, expected=">= 0")
+    kept = preserved(given, items) if retain else []
+    if retain and not kept:
+        fix = "preserve=[...], or retain=0"
+        raise BadInput("retain asks for concepts to preserve", given=f"retain={retain}", fix=fix)
+    return kept

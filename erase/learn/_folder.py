@@ -1,0 +1,148 @@
+"""A training on disk: where it goes on from, its checkpoints as edits, and its loss curve.
+
+``training.json`` (what decides its numbers), ``state/`` (leaves and moments at one iteration), ``losses.csv``,
+``checkpoints/<iteration>/`` (edits). The state is replaced as a whole: what is there is always good.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from probe import formats, provenance
+from probe._files import check_free, make_parent, occupied, remove, written_whole
+from probe.errors import BadInput, StoreDamaged
+
+if TYPE_CHECKING:
+    from erase._edit import Edit
+
+logger = logging.getLogger(__name__)
+
+KIND, HEADER = "training", "training.json"
+
+
+class Moments(Protocol):
+    """The optimiser's side of a training, as `Folder` keeps it."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None: ...
+
+
+class Folder:
+    """The folder of one training.
+
+    Args:
+        path: new, empty, or of a training with the same identity, which then goes on.
+        identity: what decides the leaves after a number of iterations.
+        edit_at: makes the edit of a checkpoint from the number of iterations.
+        save_every: iterations between two states.
+        checkpoints: numbers of iterations after which an edit is kept.
+        force: replace a training of another identity.
+
+    Raises `HeaderMismatch` naming the key in which the training there differs, `BadInput` for something else there.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        identity: Mapping[str, Any],
+        *,
+        edit_at: Callable[[int], Edit],
+        save_every: int = 100,
+        checkpoints: Collection[int] = (),
+        force: bool = False,
+    ) -> None:
+        self.path, self.edit_at = Path(path), edit_at
+        self.save_every, self.checkpoints = save_every, set(checkpoints)
+        if save_every < 1 or any(n < 1 for n in self.checkpoints):
+            raise BadInput("save_every and checkpoints are numbers of iterations, from 1 on")
+        stamp = provenance.stamp(identity)
+        if occupied(self.path) and not self._is_this(stamp, force):
+            remove(self.path)
+        if not occupied(self.path):
+            make_parent(self.path / HEADER)
+            text = json.dumps({**formats.header(KIND), **stamp}, indent=1, ensure_ascii=False)
+            with written_whole(self.path / HEADER) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
+
+    def _is_this(self, stamp: Mapping[str, Any], force: bool) -> bool:
+        header = self.path / HEADER
+        if not header.is_file():
+            check_free(self.path, KIND, ours=False, force=force)
+        found = json.loads(header.read_text(encoding="utf-8"))
+        formats.check_header(found, KIND, header)
+        if force and found["id"] != stamp["id"]:
+            return False
+        fix = "repeat the call that made it, choose another folder, or force=True"
+        provenance.check_same(found["identity"], stamp["identity"], "another training is here", fix=fix)
+        return True
+
+    # --- going on ---
+
+    def resume(self, leaves: Mapping[str, Tensor], moments: Moments) -> list[dict[str, float]]:
+        """Put the stored state into ``leaves`` and ``moments``; the loss curve up to there, empty at the start."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        state = self.path / "state"
+        if not state.is_dir():
+            return []
+        try:
+            numbers = json.loads((state / "state.json").read_text(encoding="utf-8"))
+            tensors = load((state / "state.safetensors").read_bytes())
+            with torch.no_grad():
+                for name, leaf in leaves.items():
+                    leaf.copy_(tensors[f"leaf/{name}"])
+            moments.load(tensors, numbers)
+            curve: list[dict[str, float]] = numbers["curve"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            fix = "delete the folder, or choose another"
+            raise StoreDamaged("the state of the training cannot be read", given=f"{state}: {error}", fix=fix) from None
+        logger.info("training in %s goes on after %d iterations", self.path, len(curve))
+        return curve
+
+    def after(
+        self, done: int, leaves: Mapping[str, Tensor], moments: Moments, curve: list[dict[str, float]], *, last: bool
+    ) -> None:
+        """What is kept after ``done`` iterations; nothing that is not finite."""
+        checkpoint, due = done in self.checkpoints, last or done % self.save_every == 0
+        if not (checkpoint or due) or not all(bool(leaf.isfinite().all()) for leaf in leaves.values()):
+            return
+        if checkpoint and not self.checkpoint(done).is_dir():
+            self.edit_at(done).save_pretrained(self.checkpoint(done))
+        self._save(leaves, moments, curve)
+
+    def checkpoint(self, iterations: int) -> Path:
+        """Where the edit after so many iterations is, or would be."""
+        return self.path / "checkpoints" / str(iterations)
+
+    def last_good(self) -> str:
+        """The newest state in words, for an error."""
+        state = self.path / "state"
+        if not state.is_dir():
+            return f"no good checkpoint yet in {self.path}"
+        done = len(json.loads((state / "state.json").read_text(encoding="utf-8"))["curve"])
+        kept = sorted(int(p.name) for p in (self.path / "checkpoints").glob("*") if p.name.isdigit())
+        edit = f"; the newest edit is {self.checkpoint(kept[-1])}" if kept else ""
+        return f"the last good state, after {done} iterations, is in {state}{edit}"
+
+    def _save(self, leaves: Mapping[str, Tensor], moments: Moments, curve: list[dict[str, float]]) -> None:
+        from safetensors.torch import save
+
+        tensors, numbers = moments.state()
+        tensors |= {f"leaf/{name}": leaf for name, leaf in leaves.items()}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with written_whole(self.path / "state", replace=True) as partial:
+            partial.mkdir()
+            (partial / "state.safetensors").write_bytes(save(plain))
+            (partial / "state.json").write_text(json.dumps({**numbers, "curve": curve}), encoding="utf-8")
+        with written_whole(self.path / "losses.csv", replace=True) as partial:
+            pd.DataFrame(curve).to_csv(partial, index=False)
