@@ -18,11 +18,15 @@ _EXPORTS = {
     "Replace": "_changes",
     "Edit": "_edit",
     "load_edit": "_saving",
+    "load_edited": "_load_edited",
     "scaled": "_scaled",
     "stack": "_stack",
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
+    "export_resag": "gated",
+    "import_resag": "gated",
+    "low_rank": "gated",
     "resag": "gated",
     "esd": "learn",
 }
@@ -33,9 +37,13 @@ if TYPE_CHECKING:
     from ._changes import Mask as Mask
     from ._changes import Replace as Replace
     from ._edit import Edit as Edit
+    from ._load_edited import load_edited as load_edited
     from ._saving import load_edit as load_edit
     from ._scaled import scaled as scaled
     from ._stack import stack as stack
+    from .gated import export_resag as export_resag
+    from .gated import import_resag as import_resag
+    from .gated import low_rank as low_rank
     from .gated import resag as resag
     from .learn import esd as esd
     from .prune import concept_prune as concept_prune

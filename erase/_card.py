@@ -9,14 +9,27 @@ if TYPE_CHECKING:
     from erase._edit import Edit
 
 
+_USE = (
+    'pipe = probe.load("the model it was made on")',
+    'edit = erase.load_edit("this folder")',
+    "with edit.applied(pipe):  # outside the block the weights are as before, bit for bit",
+    '    image = pipe("a prompt").images[0]',
+)
+
+_PUT_TOGETHER = (
+    "# the pipeline in this folder is the unedited model; its edit lies in edit/",
+    'pipe = erase.load_edited("this folder")',
+    'image = pipe("a prompt").images[0]',
+)
+
 _UNPLUGGED = (
     "This edit is no part of the weights: it hooks modules of the model while it is in force, and whoever holds the "
     "files can load the model without it. It protects where you run the model, not where others do."
 )
 
 
-def card(edit: Edit) -> str:
-    """A model card in Markdown, readable without the workbench."""
+def card(edit: Edit, beside: str | None = None) -> str:
+    """A model card in Markdown, readable without the workbench; ``beside``: the edit's folder in a pipeline's own."""
     identity, info = edit.provenance["identity"], edit.provenance["info"]
     kinds = [change.kind for change in edit.changes]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
@@ -39,10 +52,7 @@ def card(edit: Edit) -> str:
         "```python",
         "import erase, probe",
         "",
-        'pipe = probe.load("the model it was made on")',
-        'edit = erase.load_edit("this folder")',
-        "with edit.applied(pipe):  # outside the block the weights are as before, bit for bit",
-        '    image = pipe("a prompt").images[0]',
+        *(_PUT_TOGETHER if beside else _USE),
         "```",
         "It applies to the model it was made on and to no other: the tensors it touches are compared first.",
         "",

@@ -232,8 +232,8 @@ def conflict(one: Sequence[Change], other: Sequence[Change]) -> str | None:
     moved = {c.param for c in one if isinstance(c, Delta)}, {c.param for c in other if isinstance(c, Delta)}
     clash = (replaced[0] & (replaced[1] | moved[1])) | (moved[0] & replaced[1])
     hooks = ((a, b) for a in one for b in other if isinstance(a, Hook) and isinstance(b, Hook))
-    apart = [f"{a.module}: {reason}" for a, b in hooks if (reason := _apart(a, b))]
-    return min([*clash, *apart], default=None)
+    unlike = [f"{a.module}: {reason}" for a, b in hooks if (reason := apart(a, b))]
+    return min([*clash, *unlike], default=None)
 
 
 def merged(hooks: Sequence[Hook]) -> list[Hook]:
@@ -251,7 +251,7 @@ def merged(hooks: Sequence[Hook]) -> list[Hook]:
     return found
 
 
-def _apart(one: Hook, other: Hook) -> str | None:
+def apart(one: Hook, other: Hook) -> str | None:
     """Why two hooks of one family on one component do not merge."""
     if (one.module, one.family) != (other.module, other.family):
         return None

@@ -133,6 +133,10 @@ class Edit:
     def export(self, pipe: Any, folder: str | Path, *, force: bool = False) -> Path:
         """Write the edited pipeline as a plain diffusers folder that needs no workbench to load.
 
+        An edit that is more than weights (not ``mergeable``) cannot be written into them: the folder then holds the
+        *unedited* pipeline and the edit in ``edit/``, put together by `erase.load_edited`. Who loads it otherwise has
+        the unedited model; `erase.distil` makes weights of it, as far as weights can do it.
+
         What was written is loaded again; its tensors and a latent denoised from a fixed seed must equal those of the
         edited pipeline before the folder takes its name. Raises as `save_pretrained` and `apply`.
         """

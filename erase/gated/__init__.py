@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from erase.gated._low_rank import low_rank
+from erase.gated._released import export_resag, import_resag
 from erase.gated._resag import resag
 
-__all__ = ["resag"]
+__all__ = ["export_resag", "import_resag", "low_rank", "resag"]

@@ -45,16 +45,19 @@ def initial(projections: Projections, settings: Settings, name: str) -> Values:
     def uniform(*shape: int, bound: float) -> Tensor:
         return (bound * (2 * torch.rand(shape, generator=drawn) - 1)).to(device)
 
-    factors = 1 / math.sqrt(d * settings.gate_rank) / d**2
-    values = {part: uniform(d, settings.gate_rank, bound=factors) for part in ("query", "key")}
-    values["gate"] = torch.zeros(d, device=device)
+    factors, values = 1 / math.sqrt(d * settings.gate_rank) / d**2, {}
+    if settings.gate != "none":
+        values = {part: uniform(d, settings.gate_rank, bound=factors) for part in ("query", "key")}
+        values["gate"] = torch.zeros(d, device=device)
     count, rank = len(projections.params), settings.rank
     values["down"] = uniform(count, d, rank, bound=1 / math.sqrt(d * rank))
     return values | {f"up.{i}": torch.zeros(rank, o, device=device) for i, o in enumerate(projections.outputs)}
 
 
 def features(values: Mapping[str, Tensor], texts: Tensor, settings: Settings) -> Tensor:
-    """alpha / r F of texts (s k d)."""
+    """alpha / r F of texts (s k d); without a gate F is the text itself."""
+    if settings.gate == "none":
+        return settings.scale * texts
     key = values["query"] if settings.key_mode == "tied" else values["key"]
     z = gates.mixed(texts, values["query"], key)
     return settings.scale * gates.openness(z, values["gate"])[..., None] * z
@@ -156,7 +159,7 @@ def measured(values: Values, lesson: Lesson, projections: Projections, settings:
 
     - ``reached``: 1 - missed / asked, over all pairs; 1 is the goal itself, 0 no change
     - ``kept``: the squared change of an anchor over that asked of a target, means over all; 0 is no change
-    - ``open``, ``open_kept``: mean openness of the gate at target texts and at anchors
+    - ``open``, ``open_kept``: mean openness of a learned gate at target texts and at anchors
     """
     with torch.no_grad():
         wanted = (1 + settings.eta) * (lesson.neutral - lesson.target)
@@ -164,12 +167,10 @@ def measured(values: Values, lesson: Lesson, projections: Projections, settings:
         missed = _batched(values, projections, lesson.target, wanted, settings).mean()
         kept = torch.cat([lesson.empty, lesson.pool])
         moved = _batched(values, projections, kept, torch.zeros_like(kept), settings).mean()
-        return {
-            "reached": float(1 - missed / asked),
-            "kept": float(moved / asked),
-            "open": _opened(values, lesson.target, settings),
-            "open_kept": _opened(values, kept, settings),
-        }
+        found = {"reached": float(1 - missed / asked), "kept": float(moved / asked)}
+        if settings.gate == "learned":
+            found |= {"open": _opened(values, lesson.target, settings), "open_kept": _opened(values, kept, settings)}
+        return found
 
 
 def _opened(values: Values, texts: Tensor, settings: Settings) -> float:

@@ -11,13 +11,13 @@ from probe.errors import BadInput
 
 @dataclass(frozen=True)
 class Settings:
-    """See `erase.resag`, whose options these are."""
+    """See `erase.resag`, whose options these are; without any ``gate`` see `erase.low_rank`."""
 
     rank: int
     gate_rank: int
     alpha: float
     key_mode: Literal["independent", "tied"]
-    gate: Literal["learned", "open"]
+    gate: Literal["learned", "open", "none"]
     eta: float
     anchor_weight: float
     anchors: int
