@@ -24,6 +24,7 @@ _EXPORTS = {
     "concept_prune": "prune",
     "control_mask": "prune",
     "prune_neurons": "prune",
+    "distil": "gated",
     "export_resag": "gated",
     "import_resag": "gated",
     "low_rank": "gated",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ._saving import load_edit as load_edit
     from ._scaled import scaled as scaled
     from ._stack import stack as stack
+    from .gated import distil as distil
     from .gated import export_resag as export_resag
     from .gated import import_resag as import_resag
     from .gated import low_rank as low_rank

@@ -24,7 +24,7 @@ from erase._changes import Hook
 from probe.errors import WrongModel
 
 
-class _Gates:
+class Gates:
     """The merged gates of a component, on whatever device they are asked from, and what they said of each text."""
 
     def __init__(self, hook: Hook) -> None:
@@ -34,30 +34,41 @@ class _Gates:
         # text -> its version and {module: what is added}: gone with the text
         self._said: Any = WeakTensorKeyDictionary()
 
+    @classmethod
+    def of(cls, hook: Hook) -> list[Gates]:
+        """All concepts as one, or one of each where they add up."""
+        if hook.spec.get("together") != "sum":
+            return [cls(hook)]
+        parts = [
+            {name: value[n : n + 1] for name, value in hook.values.items()} for n in range(len(hook.values["gate"]))
+        ]
+        return [cls(Hook(hook.module, hook.family, hook.touched, values)) for values in parts]
+
     def added(self, text: Tensor, module: int, dtype: torch.dtype) -> Tensor:
         """What the ``module``-th projection gets at each token of ``text`` (s k d): (s k o), computed in float32."""
         with torch.autocast(text.device.type, enabled=False):
             if text.is_inference() or (torch.is_grad_enabled() and text.requires_grad):
                 # no version to tell a change by; or a graph of which a backward pass would leave nothing
-                return self._added(*self._opened(text), module).to(dtype)
+                return self.correction(*self.opened(text), module).to(dtype)
             known = self._said.get(text)
             if known is None or known[0] != text._version:
                 with torch.no_grad():
-                    known = self._said[text] = (text._version, self._opened(text), {})
+                    known = self._said[text] = (text._version, self.opened(text), {})
             _, opened, said = known
             if (module, dtype) not in said:
                 with torch.no_grad():
-                    said[module, dtype] = self._added(*opened, module).to(dtype)
+                    said[module, dtype] = self.correction(*opened, module).to(dtype)
             found: Tensor = said[module, dtype]
         return found
 
-    def _opened(self, text: Tensor) -> tuple[Tensor, Tensor]:
+    def opened(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """F, times the winner's strength, and the winner at each token."""
         v = self._on(text.device)
         features, winner = gates.gated(text.float(), v["query"], v["key"], v["gate"], v["threshold"])
         return features * v["strength"][winner][..., None], winner
 
-    def _added(self, features: Tensor, winner: Tensor, module: int) -> Tensor:
+    def correction(self, features: Tensor, winner: Tensor, module: int) -> Tensor:
+        """What is added to the ``module``-th projection where the gates are `opened` so."""
         v = self._on(features.device)
         up = v[f"up.{module}"]
         scale = v["alpha"][:, module] / up.shape[1]
@@ -77,23 +88,14 @@ class _ResAG:
             if (found := getattr(module, "in_features", None)) != width:
                 raise WrongModel("a gate was made for a text encoder of another width", given=f"{param}: {found}",
                                  expected=width)  # fmt: skip
-        competing = _apart(hook) if hook.spec.get("together") == "sum" else [hook]
         return [
             module.register_forward_hook(_adding(of_all, i), prepend=True)
-            for of_all in map(_Gates, reversed(competing))
+            for of_all in reversed(Gates.of(hook))
             for i, module in enumerate(modules)
         ]
 
 
-def _apart(hook: Hook) -> list[Hook]:
-    """One hook a concept."""
-    return [
-        Hook(hook.module, hook.family, hook.touched, {name: value[n : n + 1] for name, value in hook.values.items()})
-        for n in range(len(hook.values["gate"]))
-    ]
-
-
-def _adding(of_all: _Gates, i: int) -> Callable[..., Tensor]:
+def _adding(of_all: Gates, i: int) -> Callable[..., Tensor]:
     def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output + of_all.added(args[0], i, output.dtype)
 

@@ -103,3 +103,60 @@ def test_concepts_of_a_linear_edit_add_up(pipe):
     for change, one, other in zip(both.changes, each[0].changes, each[1].changes, strict=True):
         assert torch.allclose(change.dense(), one.dense() + other.dense(), atol=1e-7)
     assert {"gate", "gate_rank", "key_mode"}.isdisjoint(both.options)
+
+
+# --- Distilled into weights -------------------------------------------------------------------------------------------
+
+WORDS = {key: QUICK[key] for key in ("general", "preserve", "templates", "anchor")}
+
+
+@pytest.fixture(scope="module")
+def learned():
+    pipe = tiny_pipeline()
+    return pipe, erase.resag(pipe, "church", **QUICK | LONG)
+
+
+def test_distilled_weights_are_the_ridge_regression_on_what_gates_add(learned):
+    pipe, gated = learned
+    edit = erase.distil(pipe, gated, "church", ridge=0.1, keep_weight=2.0, adversary_iterations=2, **WORDS)
+    assert edit.mergeable
+    param = edit.changes[0].param
+    module = pipe.unet.get_submodule(param.removeprefix("unet.").removesuffix(".weight"))
+    target = encoded(pipe, ["church", "a photo of church"])
+    kept = encoded(pipe, ["", *(t.format(w) for w in WORDS["preserve"] for t in WORDS["templates"])])
+    rows, wanted = [], []
+    for text, share in ((target, 1.0), (kept, 2.0)):
+        with torch.no_grad():
+            plain = module(text)
+            with gated.applied(pipe):
+                added = module(text) - plain
+        scale = (share / text[..., 0].numel()) ** 0.5
+        rows.append(scale * text.flatten(0, 1).double())
+        wanted.append(scale * added.flatten(0, 1).double())
+    e, y = torch.cat(rows), torch.cat(wanted)
+    moment = e.T @ e
+    stretched = torch.cat([e, (0.1 * moment.diagonal().mean()).sqrt() * torch.eye(32, dtype=torch.float64)])
+    solution = torch.linalg.lstsq(stretched, torch.cat([y, torch.zeros(32, y.shape[1], dtype=torch.float64)])).solution
+    assert torch.allclose(edit.changes[0].dense().double(), solution.T, atol=1e-4)
+
+
+def test_the_report_says_what_survives(learned):
+    pipe, gated = learned
+    edit = erase.distil(pipe, gated, "church", adversaries=3, adversary_iterations=40, **WORDS)
+    found = edit.report["concepts"]["church"]
+    assert set(found) == {"clean", "attacked", "anchors"}
+    assert found["clean"]["gated"] == pytest.approx(gated.report["concepts"]["church"]["reached"], abs=1e-3)
+    assert found["clean"]["distilled"] > 0.2
+    assert found["anchors"]["gated"] == pytest.approx(gated.report["concepts"]["church"]["kept"], rel=0.05, abs=1e-4)
+    without = erase.distil(pipe, gated, "church", adversaries=0, **WORDS).report["concepts"]["church"]
+    assert "attacked" not in without
+
+
+def test_what_cannot_be_distilled(learned):
+    pipe, gated = learned
+    with pytest.raises(BadInput, match=r"another number of concepts.*given: 2; expected: 1"):
+        erase.distil(pipe, gated, ["church", "castle"], **WORDS)
+    with pytest.raises(BadInput, match="only gates"):
+        erase.distil(pipe, edit_of(pipe, random_mask(pipe, FF)), "church", **WORDS)
+    with gated.applied(pipe), pytest.raises(BadInput, match="in force"):
+        erase.distil(pipe, gated, "church", **WORDS)

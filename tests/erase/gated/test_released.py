@@ -91,7 +91,7 @@ def test_round_trips(pipe, tmp_path):
 def test_what_the_layout_cannot_hold_is_refused(pipe, tmp_path):
     with pytest.raises(BadInput, match="strength"):
         erase.export_resag(erase.scaled(gate(pipe), 0.5), tmp_path / "x.safetensors")
-    with pytest.raises(BadInput, match="no such concept.*0 to 0"):
+    with pytest.raises(BadInput, match=r"no such concept.*0 to 0"):
         erase.export_resag(gate(pipe), tmp_path / "x.safetensors", concept=1)
     assert not list(tmp_path.iterdir())
 
