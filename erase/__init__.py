@@ -30,6 +30,8 @@ _EXPORTS = {
     "low_rank": "gated",
     "resag": "gated",
     "esd": "learn",
+    "ablating_concepts": "learn",
+    "differentiable_prune": "learn",
 }
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from .gated import import_resag as import_resag
     from .gated import low_rank as low_rank
     from .gated import resag as resag
+    from .learn import ablating_concepts as ablating_concepts
+    from .learn import differentiable_prune as differentiable_prune
     from .learn import esd as esd
     from .prune import concept_prune as concept_prune
     from .prune import control_mask as control_mask

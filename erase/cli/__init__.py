@@ -1,13 +1,17 @@
 """``erase`` on the command line. Each command is the public function's name with dashes."""
 
-from erase.cli import _edits, _gated, _images, _prune
+from erase.cli import _edits, _gated, _images, _learn, _prune
 from erase.cli._app import app
 from probe._terminal import leave, run
 
 __all__ = ["app", "main"]
 
 # As help lists them: in the order of work.
-_ORDER = ("concept-prune", "prune-neurons", "control-mask", "resag", "scaled", "stack", "info", "generate", "export")
+_ORDER = (
+    *("concept-prune", "prune-neurons", "esd", "ablating-concepts", "differentiable-prune", "control-mask"),
+    *("resag", "spm", "low-rank", "distil", "import-resag", "export-resag", "scaled"),
+    *("stack", "info", "generate", "export", "load-edited"),
+)
 app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
 
 

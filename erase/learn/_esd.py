@@ -38,10 +38,10 @@ def esd(
     cached: int = 16,
     steps: int = 50,
     guidance: float = 3.0,
-    timesteps: Literal["bin", "grid"] = "bin",
+    timestep: Literal["bin", "grid"] = "bin",
     optimiser: Literal["adam", "adamw"] = "adam",
-    clip: float | None = None,
-    precision: Literal["float32", "bfloat16", "float16"] | None = None,
+    clip_norm: float | None = None,
+    arithmetic: Literal["float32", "bfloat16", "float16"] | None = None,
     checkpointing: bool = False,
     training: str | Path | None = None,
     save_every: int = 100,
@@ -77,9 +77,9 @@ def esd(
         trajectory: a stored trajectory (path or object), whose x_t and prompts are used.
         cached: how many trajectories are drawn.
         steps, guidance: of the denoising (DDIM).
-        timesteps: ``bin``: drawn between a step and the one before it (paper); ``grid``: the step's own.
-        optimiser, clip: Adam without clipping in the paper.
-        precision: of the arithmetic, by default the pipeline's dtype; what is trained is float32 always.
+        timestep: ``bin``: drawn between a step and the one before it (paper); ``grid``: the step's own.
+        optimiser, clip_norm: Adam without clipping in the paper.
+        arithmetic: by default in the pipeline's dtype (autocast); what is trained is float32 always.
         checkpointing: compute activations again in the backward pass, for less memory.
         training: folder for state, loss curve and checkpoints; the same call goes on there, to the bit.
         save_every: iterations between states.
@@ -99,8 +99,8 @@ def esd(
         iterations,
         lr,
         optimiser,
-        clip=clip,
-        precision=own_precision(pipe, precision),
+        clip=clip_norm,
+        precision=own_precision(pipe, arithmetic),
         checkpointing=checkpointing,
     )
     sampling = Sampling(
@@ -109,7 +109,7 @@ def esd(
         cached,
         steps,
         guidance,
-        timesteps,
+        timestep,
         batch_size,
         seed,
         folder=Path(training) if training is not None else None,

@@ -167,4 +167,4 @@ class _Run:
 def _stopped(what: str, iteration: int, terms: Mapping[str, float], folder: Folder | None) -> WorkbenchError:
     given = f"iteration {iteration}: " + ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
     good = "nothing was kept; training= keeps checkpoints" if folder is None else folder.last_good()
-    return WorkbenchError(what, given=given, expected=good, fix="a smaller lr, or precision='float32'")
+    return WorkbenchError(what, given=given, expected=good, fix="a smaller lr, or arithmetic='float32'")
