@@ -29,6 +29,7 @@ _EXPORTS = {
     "import_resag": "gated",
     "low_rank": "gated",
     "resag": "gated",
+    "spm": "gated",
     "esd": "learn",
     "ablating_concepts": "learn",
     "differentiable_prune": "learn",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .gated import import_resag as import_resag
     from .gated import low_rank as low_rank
     from .gated import resag as resag
+    from .gated import spm as spm
     from .learn import ablating_concepts as ablating_concepts
     from .learn import differentiable_prune as differentiable_prune
     from .learn import esd as esd

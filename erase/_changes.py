@@ -137,6 +137,10 @@ class Replace:
         return {"replace": self.value}
 
 
+#: In the spec of a `Hook`: a list with one entry a concept.
+EACH = "each"
+
+
 @dataclass(frozen=True, eq=False)
 class Hook:
     """What registered forward hooks do to the outputs of some modules of a component; weights stay as they are.
@@ -144,7 +148,8 @@ class Hook:
     - ``module``: the component, ``"unet"``
     - ``family``: the rule, for instance ``"resag"``; hooks of one family merge by it, families add
     - ``touched``: weights of the hooked modules, by canonical name, in the order in which ``values`` speaks of them
-    - ``values``: the rule's tensors by name; ``spec``: what else it needs, as JSON values
+    - ``values``: the rule's tensors by name, concepts along the first axis
+    - ``spec``: what else it needs, as JSON values; a list under ``"each"`` has one entry a concept
     """
 
     module: str
@@ -247,7 +252,10 @@ def merged(hooks: Sequence[Hook]) -> list[Hook]:
     found = []
     for (module, family), group in groups.items():
         values = {name: torch.cat([hook.values[name] for hook in group]) for name in group[0].values}
-        found.append(Hook(module, family, group[0].touched, values, group[0].spec))
+        spec = dict(group[0].spec)
+        if EACH in spec:
+            spec[EACH] = [one for hook in group for one in hook.spec[EACH]]
+        found.append(Hook(module, family, group[0].touched, values, spec))
     return found
 
 
@@ -257,8 +265,9 @@ def apart(one: Hook, other: Hook) -> str | None:
         return None
     if one.touched != other.touched:
         return f"{one.family} hooks of {len(one.touched)} and {len(other.touched)} modules, not the same ones"
-    if canonical_json(one.spec) != canonical_json(other.spec):
-        return f"{one.family} hooks with {canonical_json(one.spec)} and {canonical_json(other.spec)}"
+    specs = [canonical_json({key: value for key, value in hook.spec.items() if key != EACH}) for hook in (one, other)]
+    if specs[0] != specs[1]:
+        return f"{one.family} hooks with {specs[0]} and {specs[1]}"
     for name in sorted(one.values.keys() | other.values.keys()):
         shapes = [list(h.values[name].shape[1:]) if name in h.values else None for h in (one, other)]
         if shapes[0] != shapes[1]:

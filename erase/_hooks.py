@@ -21,18 +21,18 @@ from probe.errors import unknown_name
 HANDLES = "_workbench_hooks"
 
 #: Family -> the module that defines it as ``FAMILY``; imported when an edit of the family is applied.
-FAMILIES = {"resag": "erase._resag_hooks"}
+FAMILIES = {"resag": "erase._resag_hooks", "spm": "erase._spm_hooks"}
 
 
 class Family(Protocol):
     """What a family can do."""
 
-    def attach(self, component: nn.Module, hook: Hook, modules: Sequence[nn.Module]) -> list[Any]:
+    def attach(self, pipe: Any, hook: Hook, modules: Sequence[nn.Module]) -> list[Any]:
         """Register hooks for ``modules``, those of ``hook.touched`` in its order; returns the handles."""
         ...
 
 
-def attach(component: nn.Module, hooks: Sequence[Hook]) -> None:
+def attach(pipe: Any, component: nn.Module, hooks: Sequence[Hook]) -> None:
     """Make ``hooks``, of all edits in force, the ones on ``component``: all of them or, on any exception, none."""
     for handle in getattr(component, HANDLES, ()):
         handle.remove()
@@ -43,7 +43,7 @@ def attach(component: nn.Module, hooks: Sequence[Hook]) -> None:
     handles: list[Any] = []
     try:
         for hook in reversed(merged(hooks)):  # each goes before those that are there
-            handles += _family(hook.family).attach(component, hook, [_owner(component, p) for p in hook.touched])
+            handles += _family(hook.family).attach(pipe, hook, [_owner(component, p) for p in hook.touched])
     except BaseException:
         for handle in handles:
             handle.remove()

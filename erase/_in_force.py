@@ -32,12 +32,13 @@ NAMES, ENTRIES = "_workbench_edits", "_workbench_snapshots"
 
 @dataclass(eq=False)
 class Entry:
-    """One edit in force: its turn, what its parameters held before, and the components that it hooks."""
+    """One edit in force: its turn, what its parameters held before, and the components of ``pipe`` that it hooks."""
 
     edit: Edit
     turn: int
     before: dict[str, tuple[Place, Tensor]] = field(default_factory=dict)
     hooked: dict[str, nn.Module] = field(default_factory=dict)
+    pipe: Any = None
 
 
 def entries(pipe: Any) -> list[Entry]:
@@ -85,6 +86,7 @@ def apply(edit: Edit, pipe: Any, *, allow_dtype: bool = False) -> Entry:
             for param in written:
                 entry.before[param] = places[param], places[param].tensor.detach().clone()
                 _write(places[param], param, edit, already)
+        entry.pipe = pipe
         entry.hooked = {c.module: getattr(pipe, c.module) for c in edit.changes if isinstance(c, Hook)}
         for component in _touched(entry):
             _register(component, entry)
@@ -136,7 +138,7 @@ def _rehook(entry: Entry) -> None:
     for name, component in entry.hooked.items():
         edits = [each.edit for each in getattr(component, ENTRIES, ())]
         changes = [change for edit in edits for change in edit.changes]
-        _hooks.attach(component, [c for c in changes if isinstance(c, Hook) and c.module == name])
+        _hooks.attach(entry.pipe, component, [c for c in changes if isinstance(c, Hook) and c.module == name])
 
 
 def _touched(entry: Entry) -> list[nn.Module]:

@@ -81,7 +81,7 @@ class Gates:
 
 
 class _ResAG:
-    def attach(self, _component: nn.Module, hook: Hook, modules: Sequence[nn.Module]) -> list[Any]:
+    def attach(self, _pipe: Any, hook: Hook, modules: Sequence[nn.Module]) -> list[Any]:
         """One forward hook on each projection."""
         width = hook.values["gate"].shape[1]
         for param, module in zip(hook.touched, modules, strict=True):

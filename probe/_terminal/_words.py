@@ -123,6 +123,12 @@ WORDS = {
     "sparsity": "weight of the share of closed gates; larger prunes less",
     # gates
     "rank": "rank of the pair at each projection",
+    "latent_anchors": "random directions that each iteration anchors",
+    "anchoring": "release: every second anchor is the empty text",
+    "similarity": "of prompts and concepts: whole embeddings, or what they differ in from the empty text's",
+    "power": "2 squares how far a prompt opens an adapter, as the release does",
+    "keep_weight": "weight of the anchors in the fit",
+    "ridge": "pull towards the unedited weights",
     "gate_rank": "rank of the gate's own attention",
     "alpha": "corrections are multiplied by alpha / rank",
     "key_mode": "tied takes the gate's query for its key, as the released code does",
