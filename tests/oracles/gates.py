@@ -71,3 +71,11 @@ def paper_losses(
         found["adversary"] += count / n * float(((attacked - plain_t) ** 2).mean())
         found["anchors"] += count / n * float(np.mean([((a @ weights[p].T - change(a, p)) ** 2).mean() for a in kept]))
     return found
+
+
+def called_for(prompt: np.ndarray, concept: np.ndarray, prompt_ids: set[int], concept_ids: set[int]) -> float:
+    """gamma of one prompt (k d) and one name of a concept (k d), special tokens not among the ids."""
+    a, b = prompt.ravel(), concept.ravel()
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(a @ b) / lengths if lengths else 0.0  # a text that is the centre itself points nowhere
+    return max(cosine, len(prompt_ids & concept_ids) / len(concept_ids), 0.0)
