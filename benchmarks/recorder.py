@@ -17,7 +17,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from probe.testing import published_config, tiny_pipeline
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "recorder.csv"
-BEGIN, END = "<!-- recorder -->\n", "<!-- /recorder -->\n"
 COLUMNS = ("row", "what", "value", "low", "high", "bar", "unit", "n", "note", "date", "machine", "versions")
 PACKAGES = ("torch", "diffusers", "zarr", "xarray", "numpy")
 STEPS = 30
@@ -280,44 +279,47 @@ def machine() -> str:
     return f"{psutil.cpu_count()} cores, {name}, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
-def keep(name: str, found: list[dict[str, Any]]) -> None:
-    """Replace a row of the CSV and remake the table of the README."""
+def keep(
+    name: str, found: list[dict[str, Any]], rows: Mapping[str, Any] = ROWS, file: Path = TABLE, mark: str = "recorder"
+) -> None:
+    """Replace a row of the CSV and remake its table in the README, between ``<!-- mark -->`` and ``<!-- /mark -->``."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
     made_on = {"date": f"{datetime.date.today()}", "machine": machine(),
                "versions": ", ".join(f"{p} {version(p)}" for p in PACKAGES)}  # fmt: skip
-    rows = [{"row": name, "what": " ".join((ROWS[name].__doc__ or "").split()), **made_on} | one for one in found]
-    TABLE.parent.mkdir(exist_ok=True)
-    old = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
-    table = pd.concat([old[old["row"] != name], pd.DataFrame(rows)], ignore_index=True)[list(COLUMNS)]
-    table = table.sort_values("row", key=lambda names: names.map(list(ROWS).index), kind="stable")
-    table.round(4).to_csv(TABLE, index=False)
+    made = [{"row": name, "what": " ".join((rows[name].__doc__ or "").split()), **made_on} | one for one in found]
+    file.parent.mkdir(exist_ok=True)
+    old = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
+    table = pd.concat([old[old["row"] != name], pd.DataFrame(made)], ignore_index=True)[list(COLUMNS)]
+    table = table.sort_values("row", key=lambda names: names.map(list(rows).index), kind="stable")
+    table.round(4).to_csv(file, index=False)
     readme = HERE / "README.md"
-    head, _, rest = readme.read_text().partition(BEGIN)
+    head, _, rest = readme.read_text().partition(begin)
     lines = ["| what | measured | bar | n | seconds or note | date |", "| --- | --- | --- | --- | --- | --- |"]
     for r in table.itertuples():
         unit = "" if r.unit == "ratio" else f" {r.unit}"
         interval = "" if np.isnan(r.low) else f" [{r.low:.3g}, {r.high:.3g}]"
         lines.append(f"| {r.what} | {r.value:.3g}{interval}{unit} | {r.bar} | {r.n} | {r.note} | {r.date} |")
-    made = "\n".join([*lines, "", f"{table['machine'].iloc[-1]}; {table['versions'].iloc[-1]}.", ""])
-    readme.write_text(head + BEGIN + made + END + rest.partition(END)[2])
+    text = "\n".join([*lines, "", f"{table['machine'].iloc[-1]}; {table['versions'].iloc[-1]}.", ""])
+    readme.write_text(head + begin + text + end + rest.partition(end)[2])
 
 
-def main() -> None:
-    """Measure the rows that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], default=[])
+def run_rows(rows: Mapping[str, Callable[[Path], list[dict[str, Any]]]], about: str, file: Path, mark: str) -> None:
+    """Measure the rows that the command line names, or all, and keep each as soon as it is measured."""
+    parser = argparse.ArgumentParser(description=about.partition("\n\n")[0])
+    parser.add_argument("rows", nargs="*", choices=[[], *rows], default=[])
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False))
     args = parser.parse_args()
     if args.list:
-        return print(*(f"{name}: {' '.join((f.__doc__ or '').split())}" for name, f in ROWS.items()), sep="\n")
+        return print(*(f"{name}: {' '.join((f.__doc__ or '').split())}" for name, f in rows.items()), sep="\n")
     torch.set_num_threads(args.threads)
-    for name in args.rows or ROWS:
+    for name in args.rows or rows:
         with tempfile.TemporaryDirectory() as folder:
-            found = ROWS[name](Path(folder))
-        keep(name, found)
+            found = rows[name](Path(folder))
+        keep(name, found, rows, file, mark)
         print(name, *(f"{one['value']:.4f}" for one in found), flush=True)
     return None
 
 
 if __name__ == "__main__":
-    main()
+    run_rows(ROWS, __doc__ or "", TABLE, "recorder")
