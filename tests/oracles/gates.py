@@ -17,17 +17,26 @@ def attended(text: np.ndarray, u1: np.ndarray, u2: np.ndarray) -> np.ndarray:
     return found
 
 
-def residual(text: np.ndarray, concepts: Sequence[dict], module: int, threshold: float = 0.0) -> np.ndarray:
-    """What one projection gets at each token of one text (k d): (k o)."""
-    rows = []
+def winners(text: np.ndarray, concepts: Sequence[dict]) -> list[tuple[int, float, np.ndarray]]:
+    """At each token of one text (k d): the concept whose gate is widest open, how far, and its row of Z."""
     zs = [attended(text, c["query"], c["key"]) for c in concepts]
+    found = []
     for token in range(len(text)):
         gate = [1 / (1 + np.exp(-(z[token] @ c["gate"]))) for z, c in zip(zs, concepts, strict=True)]
         n = int(np.argmax(gate))
+        found.append((n, float(gate[n]), zs[n][token]))
+    return found
+
+
+def residual(
+    text: np.ndarray, concepts: Sequence[dict], module: int, threshold: float = 0.0, won: list | None = None
+) -> np.ndarray:
+    """What one projection gets at each token of one text (k d): (k o); ``won``: its `winners`, if they are known."""
+    rows = []
+    for n, openness, z in won or winners(text, concepts):
         down, up = concepts[n]["down"][module], concepts[n]["up"][module]
-        open_ = gate[n] if gate[n] >= threshold else 0.0
         scale = concepts[n]["alpha"][module] / down.shape[1] * concepts[n].get("strength", 1.0)
-        rows.append(scale * open_ * (zs[n][token] @ down @ up))
+        rows.append(scale * (openness if openness >= threshold else 0.0) * (z @ down @ up))
     return np.stack(rows)
 
 
@@ -35,9 +44,9 @@ def missed(
     text: np.ndarray, wanted: np.ndarray, concept: dict, weights: Sequence[np.ndarray], shares: np.ndarray
 ) -> float:
     """sum_P w_P |X W_P^T - what the gate adds|^2 for one text (k d), every output written out."""
-    total = 0.0
+    total, won = 0.0, winners(text, [concept])
     for module, (weight, share) in enumerate(zip(weights, shares, strict=True)):
-        added = residual(text, [concept], module)
+        added = residual(text, [concept], module, won=won)
         for token in range(len(text)):
             total += share * float(
                 ((weight @ wanted[token]) - added[token]) @ ((weight @ wanted[token]) - added[token])
@@ -57,8 +66,13 @@ def paper_losses(
 ) -> dict[str, float]:
     """The losses as the paper has them, goals and edited projections written out: (k d) texts, counts c_P."""
 
+    known: dict[bytes, list] = {}
+
     def change(text: np.ndarray, module: int) -> np.ndarray:
-        return text @ weights[module].T + residual(text, [concept], module)
+        if text.tobytes() not in known:
+            known[text.tobytes()] = winners(text, [concept])
+        won = known[text.tobytes()]
+        return text @ weights[module].T + residual(text, [concept], module, won=won)
 
     found = {"erase": 0.0, "attacked": 0.0, "anchors": 0.0, "adversary": 0.0}
     n = len(weights)
