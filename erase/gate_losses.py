@@ -50,14 +50,14 @@ def missed(
 
 
 def contracted(
-    projections: Sequence[Float[Tensor, "o d"]], up: Sequence[Float[Tensor, "r o"]]
+    projections: Sequence[Float[Tensor, "_ d"]], up: Sequence[Float[Tensor, "r _"]]
 ) -> tuple[Float[Tensor, "p d r"], Float[Tensor, "p r r"]]:
     """W_P^T G_P^T and G_P G_P^T of every projection; W_P may have any number of rows o."""
     pulled = torch.stack([weight.mT @ each.mT for weight, each in zip(projections, up, strict=True)])
     return pulled, torch.stack([each @ each.mT for each in up])
 
 
-def weighted_gram(projections: Sequence[Float[Tensor, "o d"]], weights: Float[Tensor, " p"]) -> Float[Tensor, "d d"]:
+def weighted_gram(projections: Sequence[Float[Tensor, "_ d"]], weights: Float[Tensor, " p"]) -> Float[Tensor, "d d"]:
     """sum_P w_P W_P^T W_P."""
     found = torch.zeros(projections[0].shape[1], projections[0].shape[1], device=weights.device)
     for weight, share in zip(projections, weights, strict=True):

@@ -81,7 +81,7 @@ def phrases_of(concept: Concept | str, anchor: str | None, templates: Sequence[s
         raise BadInput("a template holds {} once", given=repr(bad[0]))
     chosen = chosen[: max(1, MOST // len(forms))]
     made = [(t.replace("{}", phrase), t.replace("{}", stands)) for t in chosen for phrase in phrased.values()]
-    return Phrases(name, tuple(dict.fromkeys(made)), forms[0])
+    return Phrases(name, tuple(dict.fromkeys([*((form, stands) for form in forms), *made])), forms[0])
 
 
 def anchors_of(

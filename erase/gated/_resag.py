@@ -12,6 +12,7 @@ from torch import Tensor
 from erase._changes import Hook
 from erase._concepts import label, listed
 from erase._edit import Edit, make_edit
+from erase.gated._fit import fitted
 from erase.gated._projections import Projections
 from erase.gated._settings import Settings
 from probe._options import validated

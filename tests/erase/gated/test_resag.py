@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -175,9 +176,20 @@ LONG = {
 
 
 @pytest.fixture(scope="module")
-def learned():
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("training") / "church"
+
+
+@pytest.fixture(scope="module")
+def learned(folder):
     pipe = tiny_pipeline()
-    return pipe, erase.resag(pipe, "church", **QUICK | LONG)
+    return pipe, erase.resag(pipe, "church", training=folder, **QUICK | LONG)
+
+
+@pytest.fixture
+def kept(learned, folder):
+    identity = json.loads((folder / "training.json").read_text())["identity"]
+    return Stages(folder, identity)
 
 
 def test_a_gate_learns_to_erase_and_to_keep(learned):
@@ -201,20 +213,26 @@ def test_a_gate_learns_to_erase_and_to_keep(learned):
     assert float((now[1] - plain[1]).square().mean()) < 0.1 * float((plain[0] - wanted).square().mean())
 
 
-def test_adversaries_bring_the_concept_back_and_the_next_stage_learns_from_them(learned):
+def test_adversaries_bring_the_concept_back_and_the_next_stage_learns_from_them(learned, kept):
     pipe, edit = learned
-    stages = edit.report["concepts"]["church"]["stages"]
-    how = settings(rank=4, adversaries=4, adversary_iterations=60)
-    projections = projections_of(pipe)
-    lesson = lesson_of(pipe)
-    hook = edit.changes[0]
-    values = {n: hook.values[n][0] for n in ("query", "key", "gate")}
-    values["down"] = torch.stack([hook.values[f"down.{i}"][0] for i in range(len(projections.params))])
-    values |= {f"up.{i}": hook.values[f"up.{i}"][0] for i in range(len(projections.params))}
-    before = learning.losses(values, projections, lesson.target, torch.zeros_like(lesson.target), how).mean()
-    _, terms = learning.attack_stage(values, lesson, projections, how, 0, lambda n: None)
-    assert terms["adversary"] < 0.7 * float(before)
-    assert stages[1]["attacked"] < 2 * stages[1]["erase"] + stages[0]["erase"]
+    how, projections, lesson = (
+        settings(rank=4, adversaries=4, adversary_iterations=60),
+        projections_of(pipe),
+        lesson_of(pipe),
+    )
+    (first, deltas, terms), (last, none, _) = kept.load(0, 0), kept.load(0, 1)
+    assert (deltas.shape, none.shape) == ((4, *lesson.target.shape[1:]), (0, *lesson.target.shape[1:]))
+
+    def missed(values, target, wanted):
+        return float(learning.losses(values, projections, target, wanted, how).mean())
+
+    one = lesson.target[:1]
+    away = missed(first, one, torch.zeros_like(one))  # from what the unedited model is told
+    assert missed(first, one + deltas, -deltas) < 0.7 * away
+    assert terms["adversary"] < 0.7 * away
+    wanted = 1.3 * (lesson.neutral[:1] - one)
+    assert missed(last, one + deltas, wanted - deltas) < missed(first, one + deltas, wanted - deltas)
+    assert torch.equal(last["gate"], edit.changes[0].values["gate"][0])
 
 
 def lesson_of(pipe, name="church"):
@@ -284,7 +302,7 @@ def test_options(pipe, options, check):
     plain, other = erase.resag(pipe, "church", **QUICK), erase.resag(pipe, "church", **QUICK | options)
     assert other.id != plain.id
     assert check(other.changes[0].values)
-    if not {"threshold"} & options.keys():
+    if not {"threshold", "key_mode"} & options.keys():
         assert not torch.equal(plain.changes[0].values["down.0"], other.changes[0].values["down.0"])
     stages = other.report["concepts"]["church"]["stages"]
     assert ("attacked" in stages[-1]) == (options.get("adversaries") != 0)
