@@ -87,10 +87,11 @@ def test_low_rank_learns_a_change_of_weights(pipe):
     goal = encoded(pipe, ["a building", "a photo of a building"])
     wanted = goal + 0.3 * (goal - target)
 
+    plain = [weight.clone() for weight in projections.weights]
+
     def missed():
-        now = projections_of(pipe)
-        pairs = zip(now.weights, projections.weights, projections.shares, strict=True)
-        return sum(float(share * (target @ w.T - wanted @ plain.T).square().sum()) for w, plain, share in pairs)
+        pairs = zip(projections_of(pipe).weights, plain, projections.shares, strict=True)
+        return sum(float(share * (target @ w.T - wanted @ before.T).square().sum()) for w, before, share in pairs)
 
     before = missed()
     with edit.applied(pipe):
