@@ -1,13 +1,14 @@
-"""What residual attention gates cost: every row of the gates' table in `benchmarks/README.md`, measured and written there.
+"""What residual attention gates cost: the rows of the gates' table in `benchmarks/README.md`, measured and kept there.
 
     python benchmarks/gates.py [row ...]      # all rows by default; --list names them
 
-Both sides of a ratio run in one process, in turn, as in `recorder.py`. Rows are kept in `benchmarks/results/gates.csv`; a
-row that is measured again replaces the old one. Gates have made-up numbers where only their cost is asked for.
+Both sides of a ratio run in one process, in turn, as in `recorder.py`. Rows are kept in `benchmarks/results/gates.csv`;
+a row that is measured again replaces the old one. Gates have made-up numbers where only their cost is asked for.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,8 +61,6 @@ def inference(concepts: int, pairs: int = 5) -> list[dict[str, Any]]:
     def gated(_out: Path) -> None:
         with edit.applied(pipe):
             bare(pipe, PROMPTS[:1], STEPS, size)
-
-    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         taken = in_turn(gated, lambda out: bare(pipe, PROMPTS[:1], STEPS, size), pairs, Path(folder))

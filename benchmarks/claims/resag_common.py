@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 OUT = Path("runs/claims/resag")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
-#: Of gates on the embedded model: its text is 32 x 128 and its layers are small, so steps are larger and stages shorter.
+#: Of gates on the embedded model: its text is 32 x 128, its layers are small; steps are larger and stages shorter.
 SETTINGS: dict[str, Any] = {
     "rank": 4, "gate_rank": 16, "eta": 0.5, "anchor_weight": 1e3, "stages": 3, "iterations": 300,
     "first_iterations": 1200, "adversary_iterations": 200, "lr": 1e-3, "first_lr": 3e-3, "adversaries": 8,
@@ -90,7 +90,7 @@ def measured(
 
 
 def judged(out: Path) -> pd.DataFrame:
-    """Every judged picture of a result: edit_id, the concept that its prompt is about, prompt, seed, shown (0, 1, NaN)."""
+    """Every judged picture: edit_id, the concept that its prompt is about, prompt, seed, shown (0, 1 or NaN)."""
     table = pd.DataFrame(read_rows(out))
     about = table["prompt_id"].str.partition("/")[0]
     return table[["edit_id", "prompt", "seed"]].assign(concept=about, shown=table["shown"].astype(float))

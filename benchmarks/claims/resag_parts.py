@@ -2,9 +2,9 @@
 
     python benchmarks/claims/resag_parts.py [--variants whole "no gate" ...] [--out runs/claims/resag]
 
-Every variant learns the same characters apart and is merged; what it erases and what ``preserve_test`` loses stand beside
-the whole method's. "linear only" is `erase.low_rank`; "anchors from everything" may also read ``preserve_test``, which no
-method may: it says what the choice of anchors could give at most. Writes ``resag_parts.csv`` and ``.png``.
+Every variant learns the same characters apart and is merged; what it erases and what ``preserve_test`` loses stand
+beside the whole method's. "linear only" is `erase.low_rank`; "anchors from everything" may also read ``preserve_test``,
+which no method may: it says what the choice of anchors could give at most. Writes ``resag_parts.csv`` and ``.png``.
 """
 
 from __future__ import annotations
