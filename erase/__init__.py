@@ -13,12 +13,15 @@ from probe._lazy import attach
 # Public name -> the module that defines it; see probe/__init__.py.
 _EXPORTS = {
     "Delta": "_changes",
+    "Hook": "_changes",
     "Mask": "_changes",
     "Replace": "_changes",
     "Edit": "_edit",
     "load_edit": "_saving",
     "edit_from_checkpoint": "_checkpoint",
     "restore": "_originals",
+    "load_edited": "_load_edited",
+    "scaled": "_scaled",
     "stack": "_stack",
     "Augmentation": "closed_form",
     "PreserveCache": "closed_form",
@@ -38,6 +41,12 @@ _EXPORTS = {
     "audit": "prune",
     "contrast_prompts": "prune",
     "stepwise_masks": "prune",
+    "distil": "gated",
+    "export_resag": "gated",
+    "import_resag": "gated",
+    "low_rank": "gated",
+    "resag": "gated",
+    "spm": "gated",
     "esd": "learn",
     "ablating_concepts": "learn",
     "differentiable_prune": "learn",
@@ -45,12 +54,15 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     from ._changes import Delta as Delta
+    from ._changes import Hook as Hook
     from ._changes import Mask as Mask
     from ._changes import Replace as Replace
     from ._checkpoint import edit_from_checkpoint as edit_from_checkpoint
     from ._edit import Edit as Edit
     from ._originals import restore as restore
+    from ._load_edited import load_edited as load_edited
     from ._saving import load_edit as load_edit
+    from ._scaled import scaled as scaled
     from ._stack import stack as stack
     from .closed_form import Augmentation as Augmentation
     from .closed_form import PreserveCache as PreserveCache
@@ -64,6 +76,12 @@ if TYPE_CHECKING:
     from .closed_form import trce_trajectory as trce_trajectory
     from .closed_form import uce as uce
     from .closed_form import uce_debias as uce_debias
+    from .gated import distil as distil
+    from .gated import export_resag as export_resag
+    from .gated import import_resag as import_resag
+    from .gated import low_rank as low_rank
+    from .gated import resag as resag
+    from .gated import spm as spm
     from .learn import ablating_concepts as ablating_concepts
     from .learn import differentiable_prune as differentiable_prune
     from .learn import esd as esd

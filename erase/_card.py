@@ -9,8 +9,27 @@ if TYPE_CHECKING:
     from erase._edit import Edit
 
 
-def card(edit: Edit) -> str:
-    """A model card in Markdown, readable without the workbench."""
+_USE = (
+    'pipe = probe.load("the model it was made on")',
+    'edit = erase.load_edit("this folder")',
+    "with edit.applied(pipe):  # outside the block the weights are as before, bit for bit",
+    '    image = pipe("a prompt").images[0]',
+)
+
+_PUT_TOGETHER = (
+    "# the pipeline in this folder is the unedited model; its edit lies in edit/",
+    'pipe = erase.load_edited("this folder")',
+    'image = pipe("a prompt").images[0]',
+)
+
+_UNPLUGGED = (
+    "This edit is no part of the weights: it hooks modules of the model while it is in force, and whoever holds the "
+    "files can load the model without it. It protects where you run the model, not where others do."
+)
+
+
+def card(edit: Edit, beside: str | None = None) -> str:
+    """A model card in Markdown, readable without the workbench; ``beside``: the edit's folder in a pipeline's own."""
     identity, info = edit.provenance["identity"], edit.provenance["info"]
     kinds = [change.kind for change in edit.changes]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
@@ -25,6 +44,7 @@ def card(edit: Edit) -> str:
         f"A reversible edit of a text-to-image pipeline, made by `{identity['method']}`. Id `{edit.id}`.",
         "",
         f"- changes: {counts} in {len(edit.params)} parameters, {edit.nbytes / 1e6:.2f} MB",
+        f"- mergeable into weights: {'yes' if edit.mergeable else 'no'}",
         f"- fitted on top of other edits: {_plain(base)}",
         f"- made: {_plain(str(info.get('created', 'unknown')))}",
         "",
@@ -32,10 +52,7 @@ def card(edit: Edit) -> str:
         "```python",
         "import erase, probe",
         "",
-        'pipe = probe.load("the model it was made on")',
-        'edit = erase.load_edit("this folder")',
-        "with edit.applied(pipe):  # outside the block the weights are as before, bit for bit",
-        '    image = pipe("a prompt").images[0]',
+        *(_PUT_TOGETHER if beside else _USE),
         "```",
         "It applies to the model it was made on and to no other: the tensors it touches are compared first.",
         "",
@@ -47,19 +64,25 @@ def card(edit: Edit) -> str:
         "## Parameters",
         "| parameter | change | shape |",
         "|---|---|---|",
-        *(f"| `{c.param}` | {_describe(c)} | {' x '.join(map(str, c.shape))} |" for c in edit.changes),
+        *(f"| `{param}` | {_describe(c)} | {_shape(edit, param)} |" for c in edit.changes for param in c.touched),
         "",
         "## Limits",
         "An erased concept may come back under adversarial prompts, and other concepts may have suffered: measure.",
-        "The places of zeros tell which weights carried the concept.",
+        _UNPLUGGED if not edit.mergeable else "The places of zeros tell which weights carried the concept.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _describe(change: object) -> str:
+    if (family := getattr(change, "family", None)) is not None:
+        return f"{family} hook"
     density = getattr(change, "density", None)
     return getattr(change, "kind", "") if density is None else f"mask, {density:.4%} of weights"
+
+
+def _shape(edit: Edit, param: str) -> str:
+    return " x ".join(map(str, edit.provenance["identity"]["model"]["tensors"][param]["shape"]))
 
 
 def _plain(text: str) -> str:

@@ -1,15 +1,17 @@
-"""What an edit does to one parameter: zero some of its weights, add to it, or replace it.
+"""What an edit does: zero some weights of a parameter, add to it, replace it, or hook the modules of a component.
 
 Changes are data: tensors on the CPU and the canonical name ``<component>.<parameter path>`` of what they change. The
-formula that joins all changes of one tensor is `combined`; who may be joined is `conflict`.
+formula that joins all changes of one tensor is `combined`; who may be joined is `conflict`. What a `Hook` does is said
+by its family (`erase._hooks`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from erase import masks
 from probe.errors import BadInput
+from probe.provenance import canonical_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,11 @@ class Mask:
     def of(cls, param: str, mask: Tensor) -> Mask:
         """The change for a boolean tensor of the parameter's shape."""
         return cls(param, masks.pack(mask), tuple(mask.shape))
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """The parameters whose values it was made for."""
+        return (self.param,)
 
     def dense(self) -> Tensor:
         """The boolean mask, in the parameter's shape."""
@@ -81,6 +89,11 @@ class Delta:
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "shape", tuple(int(n) for n in shape))
 
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """The parameters whose values it was made for."""
+        return (self.param,)
+
     def dense(self) -> Tensor:
         """What is added, float32, in the parameter's shape."""
         if isinstance(self.value, Tensor):
@@ -109,6 +122,11 @@ class Replace:
         object.__setattr__(self, "value", _frozen(self.value))
 
     @property
+    def touched(self) -> tuple[str, ...]:
+        """The parameters whose values it was made for."""
+        return (self.param,)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The parameter's shape."""
         return tuple(self.value.shape)
@@ -119,12 +137,64 @@ class Replace:
         return {"replace": self.value}
 
 
-Change: TypeAlias = Mask | Delta | Replace
+#: In the spec of a `Hook`: a list with one entry a concept.
+EACH = "each"
+
+
+@dataclass(frozen=True, eq=False)
+class Hook:
+    """What registered forward hooks do to the outputs of some modules of a component; weights stay as they are.
+
+    - ``module``: the component, ``"unet"``
+    - ``family``: the rule, for instance ``"resag"``; hooks of one family merge by it, families add
+    - ``touched``: weights of the hooked modules, by canonical name, in the order in which ``values`` speaks of them
+    - ``values``: the rule's tensors by name, concepts along the first axis
+    - ``spec``: what else it needs, as JSON values; a list under ``"each"`` has one entry a concept
+    """
+
+    module: str
+    family: str
+    touched: tuple[str, ...]
+    values: Mapping[str, Tensor]
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    kind: ClassVar[str] = "hook"
+
+    def __post_init__(self) -> None:
+        for param in self.touched:
+            _check_name(param)
+            if param.partition(".")[0] != self.module:
+                raise BadInput("a hook is of one component", given=param, expected=f"parameters of {self.module}")
+        if not self.touched or not self.values:
+            raise BadInput("a hook without modules or values", given=f"{self.family} on {self.module}")
+        values = {name: _frozen(self.values[name]) for name in sorted(self.values)}
+        object.__setattr__(self, "touched", tuple(self.touched))
+        object.__setattr__(self, "values", MappingProxyType(values))
+        object.__setattr__(self, "spec", MappingProxyType(dict(self.spec)))
+
+    @property
+    def param(self) -> str:
+        """What it changes: the component, for no single parameter is changed."""
+        return self.module
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Modules that are hooked."""
+        return (len(self.touched),)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored: name -> tensor."""
+        return dict(self.values)
+
+
+Change: TypeAlias = Mask | Delta | Replace | Hook
 
 
 def digest(change: Change) -> str:
     """sha256 of everything a change is: kind, parameter, shape, dtypes and bytes."""
     sha = hashlib.sha256(f"{change.kind}|{change.param}|{list(change.shape)}".encode())
+    if isinstance(change, Hook):
+        sha.update(f"|{change.family}|{list(change.touched)}|{canonical_json(change.spec)}".encode())
     for kind, tensor in sorted(change.tensors.items()):
         sha.update(f"|{kind}|{tensor.dtype}|{list(tensor.shape)}|".encode())
         sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -159,11 +229,50 @@ def combined(weight: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 def conflict(one: Sequence[Change], other: Sequence[Change]) -> str | None:
-    """The parameter on which two lists of changes cannot both hold (two Replace, or Replace with Delta), if any."""
+    """Where two lists of changes cannot both hold, if anywhere.
+
+    Two Replace, or Replace with Delta, on one parameter; hooks of one family that do not merge.
+    """
     replaced = {c.param for c in one if isinstance(c, Replace)}, {c.param for c in other if isinstance(c, Replace)}
     moved = {c.param for c in one if isinstance(c, Delta)}, {c.param for c in other if isinstance(c, Delta)}
     clash = (replaced[0] & (replaced[1] | moved[1])) | (moved[0] & replaced[1])
-    return min(clash, default=None)
+    hooks = ((a, b) for a in one for b in other if isinstance(a, Hook) and isinstance(b, Hook))
+    unlike = [f"{a.module}: {reason}" for a, b in hooks if (reason := apart(a, b))]
+    return min([*clash, *unlike], default=None)
+
+
+def merged(hooks: Sequence[Hook]) -> list[Hook]:
+    """One hook for each component and family, in the order of their first: values side by side along their first axis.
+
+    That axis counts concepts. `conflict` says beforehand which hooks cannot be merged.
+    """
+    groups: dict[tuple[str, str], list[Hook]] = {}
+    for hook in hooks:
+        groups.setdefault((hook.module, hook.family), []).append(hook)
+    found = []
+    for (module, family), group in groups.items():
+        values = {name: torch.cat([hook.values[name] for hook in group]) for name in group[0].values}
+        spec = dict(group[0].spec)
+        if EACH in spec:
+            spec[EACH] = [one for hook in group for one in hook.spec[EACH]]
+        found.append(Hook(module, family, group[0].touched, values, spec))
+    return found
+
+
+def apart(one: Hook, other: Hook) -> str | None:
+    """Why two hooks of one family on one component do not merge."""
+    if (one.module, one.family) != (other.module, other.family):
+        return None
+    if one.touched != other.touched:
+        return f"{one.family} hooks of {len(one.touched)} and {len(other.touched)} modules, not the same ones"
+    specs = [canonical_json({key: value for key, value in hook.spec.items() if key != EACH}) for hook in (one, other)]
+    if specs[0] != specs[1]:
+        return f"{one.family} hooks with {specs[0]} and {specs[1]}"
+    for name in sorted(one.values.keys() | other.values.keys()):
+        shapes = [list(h.values[name].shape[1:]) if name in h.values else None for h in (one, other)]
+        if shapes[0] != shapes[1]:
+            return f"{one.family} hooks of other ranks, {name} {shapes[0]} and {shapes[1]} a concept"
+    return None
 
 
 def _check_name(param: str) -> None:

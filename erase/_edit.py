@@ -1,4 +1,4 @@
-"""Edit: what every eraser returns. A lasting, savable, reversible change of a pipeline's weights."""
+"""Edit: what every eraser returns. A lasting, savable, reversible change of a pipeline's weights, or hooks on it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from erase import _in_force
-from erase._changes import Change, Mask, digest, dtype_name
+from erase._changes import Change, Hook, Mask, digest, dtype_name
 from probe.errors import BadInput, EditOrderError
 from probe.provenance import fingerprint, stamp, tensor_hash
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A change of a pipeline's weights that can be applied, reverted, saved, stacked and exported.
+    """A change of a pipeline that can be applied, reverted, saved, stacked and exported.
 
     - ``name``: what tables and file names call it
-    - ``changes``: `Mask`, `Delta` and `Replace`, each of one parameter
+    - ``changes``: `Mask`, `Delta` and `Replace`, each of one parameter, and `Hook`, each of one component
     - ``provenance``: ``identity`` (hashed into ``id``), ``info`` (versions, date), ``report`` (measured)
-    - ``mergeable``: can be written into the weights (`export`); ``differentiable``: gradients pass through it
+    - ``mergeable``: can be written into the weights, so it has no hooks; ``differentiable``: gradients pass through it
 
     Edits nest: the last one applied is the first to be reverted. Per tensor, all edits in force give
     W' = where(OR of masks, 0, Replace or W + sum of Deltas in float32), rounded once; so nested edits equal `stack`.
@@ -38,8 +38,8 @@ class Edit:
 
     @property
     def params(self) -> tuple[str, ...]:
-        """Canonical names of the parameters that the edit touches, each once, in order."""
-        return tuple(dict.fromkeys(change.param for change in self.changes))
+        """Canonical names of the parameters that the edit changes or whose modules it hooks, each once, in order."""
+        return tuple(dict.fromkeys(param for change in self.changes for param in change.touched))
 
     @property
     def method(self) -> str:
@@ -70,7 +70,7 @@ class Edit:
     def density(self) -> float:
         """Share of the weights of all touched parameters that are masked."""
         masked = sum(int(c.dense().sum()) for c in self.changes if isinstance(c, Mask))
-        sizes = {c.param: _numel(c.shape) for c in self.changes}
+        sizes = {c.param: _numel(c.shape) for c in self.changes if not isinstance(c, Hook)}
         return masked / max(sum(sizes.values()), 1)
 
     @property
@@ -102,8 +102,8 @@ class Edit:
 
         Args:
             pipe: the pipeline to change, in place.
-            allow_dtype: let deltas and replacements go on in another dtype than they were made in. Masks may always,
-                with a warning.
+            allow_dtype: let deltas and replacements go on in another dtype than they were made in. Masks and hooks may
+                always, with a warning.
 
         Raises `WrongModel` naming the first tensor that is not the one the edit was made on, `EditConflict` naming the
         edit in force that excludes this one, `EditOrderError` if it is in force already or lacks the edits it was
@@ -147,6 +147,9 @@ class Edit:
             include_originals: keep what was overwritten beside it: `erase.restore` brings the weights back bit by bit.
             layout: ``"ldm"`` writes one .safetensors file in the original Stable Diffusion layout instead (SD 1.x).
             force: replace a pipeline that is there.
+        An edit that is more than weights (not ``mergeable``) cannot be written into them: the folder then holds the
+        *unedited* pipeline and the edit in ``edit/``, put together by `erase.load_edited`. Who loads it otherwise has
+        the unedited model; `erase.distil` makes weights of it, as far as weights can do it.
 
         What was written is loaded again; its tensors and a latent denoised from a fixed seed must equal those of the
         edited pipeline before the folder takes its name. Raises as `save_pretrained` and `apply`.
@@ -196,15 +199,11 @@ def make_edit(
     """
     changes = sorted(changes, key=lambda change: (change.param, change.kind))
     tensors = {}
-    for change in changes:
-        tensor = _in_force.original(pipe, change.param)
-        if tuple(tensor.shape) != tuple(change.shape):
-            raise BadInput(f"a change of {change.param} has another shape", given=change.shape, expected=tensor.shape)
-        tensors[change.param] = {
-            "sha256": tensor_hash(tensor),
-            "dtype": dtype_name(tensor),
-            "shape": list(tensor.shape),
-        }
+    for change, param in ((one, param) for one in changes for param in one.touched):
+        tensor = _in_force.original(pipe, param)
+        if not isinstance(change, Hook) and tuple(tensor.shape) != tuple(change.shape):
+            raise BadInput(f"a change of {param} has another shape", given=change.shape, expected=tensor.shape)
+        tensors[param] = {"sha256": tensor_hash(tensor), "dtype": dtype_name(tensor), "shape": list(tensor.shape)}
     architecture = fingerprint(pipe).architecture
     components = sorted({param.partition(".")[0] for param in tensors})
     identity = {
@@ -233,7 +232,8 @@ def assemble(
         provenance["report"] = dict(report)
     if parts is not None:
         provenance["parts"] = [list(part) for part in parts]
-    return Edit(name, tuple(changes), provenance, provenance["id"])
+    mergeable = not any(isinstance(change, Hook) for change in changes)
+    return Edit(name, tuple(changes), provenance, provenance["id"], mergeable=mergeable)
 
 
 def _numel(shape: Sequence[int]) -> int:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from erase import _in_force, _original, _originals
 from erase._card import card
+from erase._load_edited import BESIDE
+from erase._saving import load_edit, save
 from probe import compat
 from probe._files import check_free, written_whole
 from probe._load import load
@@ -39,24 +41,32 @@ def export(
     folder = Path(folder)
     if layout not in LAYOUTS:
         raise unknown_name("layout", layout, LAYOUTS)
-    if not edit.mergeable:
-        raise BadInput(f"edit {edit.name!r} is more than weights and cannot be exported", fix="save_pretrained it")
     if layout == "ldm":
         return _export_file(edit, pipe, folder, include_originals=include_originals, force=force)
     check_free(folder, "pipeline", ours=(folder / "model_index.json").is_file(), force=force)
+    if not edit.mergeable:
+        if include_originals:
+            raise BadInput("nothing is overwritten by an edit that is more than weights", fix="include_originals=False")
+        return _export_beside(edit, pipe, folder, force)
+    if hooked := [entry.edit.name for entry in _in_force.entries(pipe) if not entry.edit.mergeable]:
+        fix = f"leave {hooked[0]!r} first, or export a stack of both"
+        raise BadInput("an edit in force is more than weights", given=repr(hooked[0]), fix=fix)
     in_force = any(entry.edit.id == edit.id for entry in _in_force.entries(pipe))
     with nullcontext() if in_force else edit.applied(pipe), written_whole(folder, replace=force) as partial:
         compat.save_pipeline(pipe, partial)
         (partial / "README.md").write_text(card(edit), encoding="utf-8")
         if include_originals:
             _originals.write(pipe, partial)
-        _compare(pipe, partial, folder)
+        _compare_latents(pipe, _checked(pipe, partial, folder), folder)
     logger.info("exported %s with edit %s and checked it", folder, edit.name)
     return folder
 
 
 def _export_file(edit: Edit, pipe: Any, file: Path, *, include_originals: bool, force: bool) -> Path:
     """One file in the original layout; see `erase._original`."""
+    if not edit.mergeable:
+        fix = "export it as a folder, or distil it"
+        raise BadInput(f"edit {edit.name!r} is more than weights, and the original layout has no more", fix=fix)
     if include_originals:
         raise BadInput("originals are kept beside a folder only", fix='layout="diffusers"')
     if file.suffix != ".safetensors":
@@ -69,8 +79,24 @@ def _export_file(edit: Edit, pipe: Any, file: Path, *, include_originals: bool, 
     return file
 
 
-def _compare(pipe: Any, written: Path, folder: Path) -> None:
-    """Load what was written; its tensors must be equal bit for bit, and so must what it denoises, to rounding."""
+def _export_beside(edit: Edit, pipe: Any, folder: Path, force: bool) -> Path:
+    """The unedited pipeline, and the edit in a folder of its own inside: no code is exported, the weights stay."""
+    if present := [entry.edit.name for entry in _in_force.entries(pipe)]:
+        fix = "leave the edits in force first; what belongs together can be stacked"
+        raise BadInput("the unedited model cannot be written", given=f"in force: {', '.join(present)}", fix=fix)
+    with written_whole(folder, replace=force) as partial:
+        compat.save_pipeline(pipe, partial)
+        save(edit, partial / BESIDE)
+        (partial / "README.md").write_text(card(edit, beside=BESIDE), encoding="utf-8")
+        again = _checked(pipe, partial, folder)
+        with edit.applied(pipe), load_edit(partial / BESIDE).applied(again):
+            _compare_latents(pipe, again, folder)
+    logger.info("exported %s with edit %s beside it and checked both", folder, edit.name)
+    return folder
+
+
+def _checked(pipe: Any, written: Path, folder: Path) -> Any:
+    """What was written, loaded again: its tensors must be equal bit for bit."""
     networks = {
         name: component
         for name, component in pipe.components.items()
@@ -83,6 +109,11 @@ def _compare(pipe: Any, written: Path, folder: Path) -> None:
         if differing or len(found) != len(state):
             what = ", ".join(differing[:3]) or "other tensors"
             raise WorkbenchError("the exported pipeline does not reload as it was", given=f"{folder}: {name}: {what}")
+    return again
+
+
+def _compare_latents(pipe: Any, again: Any, folder: Path) -> None:
+    """What both denoise must be equal to rounding."""
     one, other = probe_latent(pipe), probe_latent(again)
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise WorkbenchError(

@@ -2,7 +2,8 @@
 
 Every component that an edit touches carries two plain attributes, gone when the last edit is: ``_workbench_edits``, a
 list of (id, name) for anyone to read, and ``_workbench_snapshots``, the entries below. An entry keeps clones of what it
-overwrote, so leaving is a copy, never a computation; the last edit applied is the first to leave.
+overwrote, so leaving is a copy, never a computation; the last edit applied is the first to leave. Hooks of all edits in
+force are registered anew whenever one comes or goes, because those of one family act as one (`erase._hooks`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from erase._changes import Change, Mask, combined, conflict, dtype_name
+from erase import _hooks
+from erase._changes import Change, Hook, Mask, combined, conflict, dtype_name
 from erase._places import Place, locate
 from probe.errors import BadInput, EditConflict, EditOrderError, WrongModel
 from probe.provenance import fingerprint, tensor_hash
@@ -30,11 +32,13 @@ NAMES, ENTRIES = "_workbench_edits", "_workbench_snapshots"
 
 @dataclass(eq=False)
 class Entry:
-    """One edit in force: its turn, and what its parameters held before."""
+    """One edit in force: its turn, what its parameters held before, and the components of ``pipe`` that it hooks."""
 
     edit: Edit
     turn: int
     before: dict[str, tuple[Place, Tensor]] = field(default_factory=dict)
+    hooked: dict[str, nn.Module] = field(default_factory=dict)
+    pipe: Any = None
 
 
 def entries(pipe: Any) -> list[Entry]:
@@ -69,20 +73,24 @@ def apply(edit: Edit, pipe: Any, *, allow_dtype: bool = False) -> Entry:
         if param := conflict(entry.edit.changes, edit.changes):
             raise EditConflict(
                 f"{edit.name!r} and {entry.edit.name!r} cannot both hold on {param}",
-                expected="at most one replacement, and no delta beside it",
+                expected="at most one replacement and no delta beside it; hooks of one family alike in ranks",
                 fix=f"revert {entry.edit.name!r} first",
             )
     places = {param: locate(pipe, param) for param in edit.params}
     check_model(edit, pipe, allow_dtype=allow_dtype)
+    written = dict.fromkeys(change.param for change in edit.changes if not isinstance(change, Hook))
 
     entry = Entry(edit, turn=already[-1].turn + 1 if already else 0)
     try:
         with torch.no_grad():
-            for param, place in places.items():
-                entry.before[param] = place, place.tensor.detach().clone()
-                _write(place, param, edit, already)
+            for param in written:
+                entry.before[param] = places[param], places[param].tensor.detach().clone()
+                _write(places[param], param, edit, already)
+        entry.pipe = pipe
+        entry.hooked = {c.module: getattr(pipe, c.module) for c in edit.changes if isinstance(c, Hook)}
         for component in _touched(entry):
             _register(component, entry)
+        _rehook(entry)
     except BaseException:  # also Ctrl-C in the middle of a large model
         _restore(entry)
         raise
@@ -122,10 +130,20 @@ def _restore(entry: Entry) -> None:
             place.tensor.copy_(before)
     for component in _touched(entry):
         _unregister(component, entry)
+    _rehook(entry)
+
+
+def _rehook(entry: Entry) -> None:
+    """Hooks of all edits that are in force now, on each component that ``entry`` hooks."""
+    for name, component in entry.hooked.items():
+        edits = [each.edit for each in getattr(component, ENTRIES, ())]
+        changes = [change for edit in edits for change in edit.changes]
+        _hooks.attach(entry.pipe, component, [c for c in changes if isinstance(c, Hook) and c.module == name])
 
 
 def _touched(entry: Entry) -> list[nn.Module]:
-    return list({id(place.component): place.component for place, _ in entry.before.values()}.values())
+    components = [*(place.component for place, _ in entry.before.values()), *entry.hooked.values()]
+    return list({id(component): component for component in components}.values())
 
 
 def _register(component: nn.Module, entry: Entry) -> None:
@@ -171,7 +189,7 @@ def check_model(edit: Edit, pipe: Any, *, allow_dtype: bool = False) -> None:
     """Compare the tensors that ``edit`` touches, as they are without any edit, with those it was made on.
 
     Raises `WrongModel` naming the first that differs. In another dtype values cannot agree: the architecture must, and
-    then masks go on with one warning while deltas and replacements need ``allow_dtype``.
+    then masks and hooks go on with one warning while deltas and replacements need ``allow_dtype``.
     """
     print_ = fingerprint(pipe)
     made_on = edit.provenance["identity"]["model"]
@@ -200,7 +218,7 @@ def _check_cast(edit: Edit, architecture: dict[str, str], cast: dict[str, Tensor
             )
     param, tensor = next(iter(cast.items()))
     given, expected = dtype_name(tensor), made_on["tensors"][param]["dtype"]
-    if all(isinstance(change, Mask) for change in edit.changes if change.param in cast):
+    if all(isinstance(change, Mask | Hook) for change in edit.changes if cast.keys() & set(change.touched)):
         logger.warning(
             "edit %r was made in %s and is applied in %s: only architectures were compared", edit.name, expected, given
         )

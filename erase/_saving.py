@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from erase._card import card
-from erase._changes import Change, Delta, Mask, Replace, digest
+from erase._changes import Change, Delta, Hook, Mask, Replace, digest
 from erase._edit import Edit
 from probe import formats
 from probe._files import check_free, written_whole
@@ -85,28 +85,38 @@ def load_edit(path: str | Path) -> Edit:
 
 
 def _tensors(changes: Iterable[Change]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Tensors under ``<kind>/<parameter>``; a second delta of one parameter is ``delta.2/<parameter>``."""
+    """Tensors under ``<kind>/<parameter>`` or ``hook/<component>/<name>``; a second one is ``delta.2/<parameter>``."""
     tensors: dict[str, Tensor] = {}
-    listed = []
+    listed: list[dict[str, Any]] = []
     for change in changes:
         keys = {}
-        for kind, tensor in change.tensors.items():
-            key, n = f"{kind}/{change.param}", 1
+        for part, tensor in change.tensors.items():
+            kind, place = ("hook", f"{change.param}/{part}") if isinstance(change, Hook) else (part, change.param)
+            key, n = f"{kind}/{place}", 1
             while key in tensors:
                 n += 1
-                key = f"{kind}.{n}/{change.param}"
+                key = f"{kind}.{n}/{place}"
             tensors[key] = tensor
-            keys[kind] = key
-        listed.append({"kind": change.kind, "param": change.param, "shape": list(change.shape), "keys": keys})
+            keys[part] = key
+        described: dict[str, Any] = {"param": change.param, "shape": list(change.shape)}
+        if isinstance(change, Hook):
+            described = {"module": change.module, "family": change.family}
+            described |= {"touched": list(change.touched), "spec": dict(change.spec)}
+        listed.append({"kind": change.kind, **described, "keys": keys})
     return tensors, listed
 
 
 def _changes(listed: list[dict[str, Any]], tensors: dict[str, Tensor], folder: Path) -> list[Change]:
     changes: list[Change] = []
     for item in listed:
-        keys, param, shape = item["keys"], item["param"], tuple(item["shape"])
+        keys = item["keys"]
         if missing := [key for key in keys.values() if key not in tensors]:
             raise StoreDamaged("a tensor of the edit is missing", given=f"{folder / TENSORS}: {missing[0]}")
+        if item["kind"] == "hook":
+            values = {name: tensors[key] for name, key in keys.items()}
+            changes.append(Hook(item["module"], item["family"], tuple(item["touched"]), values, item["spec"]))
+            continue
+        param, shape = item["param"], tuple(item["shape"])
         if item["kind"] == "mask":
             changes.append(Mask(param, tensors[keys["mask"]], shape))
         elif item["kind"] == "replace":

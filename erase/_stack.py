@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from erase._changes import Change, Mask, conflict
+from erase._changes import Change, Hook, Mask, conflict, merged
 from erase._edit import Edit, assemble
 from probe.errors import BadInput, EditConflict, EditOrderError, WrongModel
 
@@ -16,7 +16,8 @@ def stack(*edits: Edit, name: str | None = None) -> Edit:
     """One edit that equals applying ``edits`` one inside the other, in this order; with an id of its own.
 
     Associative: ``stack(stack(a, b), c)`` and ``stack(a, b, c)`` are the same edit. Masks of one parameter are
-    joined by OR; deltas are kept apart, because float32 sums depend on their order.
+    joined by OR; deltas are kept apart, because float32 sums depend on their order. Hooks of one family act as one
+    when in force, and are stored as one: so concepts that were erased apart are merged.
 
     Raises `EditConflict` naming two edits that cannot hold together, `EditOrderError` for an edit listed twice or
     before the one it was fitted on, and `WrongModel` for edits of different models.
@@ -50,8 +51,9 @@ def _joined(changes: Sequence[Change]) -> list[Change]:
     for change in changes:
         if isinstance(change, Mask):
             flags[change.param] = flags[change.param] | change.dense() if change.param in flags else change.dense()
-    others = [change for change in changes if not isinstance(change, Mask)]
-    both: list[Change] = [*others, *(Mask.of(param, mask) for param, mask in flags.items())]
+    hooks = merged([change for change in changes if isinstance(change, Hook)])
+    others = [change for change in changes if not isinstance(change, Mask | Hook)]
+    both: list[Change] = [*others, *(Mask.of(param, mask) for param, mask in flags.items()), *hooks]
     return sorted(both, key=lambda change: (change.param, change.kind))  # stable: deltas stay in the order of the edits
 
 
