@@ -66,6 +66,8 @@ _EXPORTS = {
     "Detector": "detect",
     "detector": "detect",
     "register_detector": "detect",
+    "AttackSet": "attacks",
+    "attack": "attacks",
     "evaluate": "_evaluate",
     "plot_ablation_curves": "plots",
     "plot_activations": "plots",
@@ -110,6 +112,8 @@ if TYPE_CHECKING:
     from ._trace_hooks import StopForward as StopForward
     from ._trajectories import trajectories as trajectories
     from ._trajectory import Trajectory as Trajectory
+    from .attacks import AttackSet as AttackSet
+    from .attacks import attack as attack
     from .attention import AttentionZeroing as AttentionZeroing
     from .attention import attention_zeroing as attention_zeroing
     from .attention import token_similarity as token_similarity
@@ -155,6 +159,7 @@ if TYPE_CHECKING:
     from .world import concepts as concepts
 
 _SUBMODULES = (
+    "attacks",
     "attention",
     "detect",
     "errors",

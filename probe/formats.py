@@ -19,6 +19,7 @@ LAYOUT_VERSIONS = {
     "edit": 1,
     "result": 2,
     "causal_log": 1,
+    "attack_set": 1,
 }
 
 _PREFIX = "neuron-workbench/"
