@@ -68,6 +68,7 @@ _EXPORTS = {
     "register_detector": "detect",
     "AttackSet": "attacks",
     "attack": "attacks",
+    "sensitivity": "_sensitivity",
     "evaluate": "_evaluate",
     "plot_ablation_curves": "plots",
     "plot_activations": "plots",
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from ._run import open_run as open_run
     from ._run import verify as verify
     from ._samples import samples as samples
+    from ._sensitivity import sensitivity as sensitivity
     from ._sites import Site as Site
     from ._sites import sites as sites
     from ._trace import Trace as Trace

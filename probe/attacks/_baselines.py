@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import torch
 
 from probe.attacks._search import Case, Search
 from probe.attacks._speaking import filled, slots
+from probe.attacks._vocabulary import Vocabulary
 
 
 def random(
@@ -40,6 +42,13 @@ def random_ids(case: Case, k: int, where: str) -> tuple[int, ...]:
         tokens = [int(allowed[i]) for i in drawn]
         if case.vocabulary.allows(tokens):
             return filled(template, tokens)
+
+
+def random_tokens(vocabulary: Vocabulary, count: int, seed: int, source: str, own_seed: int) -> tuple[int, ...]:
+    """So many random tokens, decided by the seeds and the prompt alone."""
+    text = f"{seed}\n{source}\n{own_seed}"
+    rng = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+    return tuple(int(vocabulary.ids[i]) for i in torch.randint(len(vocabulary.ids), (count,), generator=rng))
 
 
 def seed_search(search: Search, *, images: int = 9) -> None:

@@ -24,7 +24,11 @@ QUANTITIES = ("contribution", "raw")
 
 
 class Ratio(NamedTuple):
-    """A ratio of sums with its interval. ``n`` clusters entered it; NaN where the denominator's interval holds 0."""
+    """A ratio of sums with its interval, and the number of clusters behind it.
+
+    Where the denominator may be 0 the interval is unbounded (-inf, inf), as Fieller's is; the value is NaN where it is
+    not above 0. Without any cluster all three are NaN.
+    """
 
     value: float
     low: float
@@ -67,22 +71,20 @@ def reactivation(
     known = np.isfinite(given) & np.isfinite(taken)
     names = [name for name, ok in zip(clusters, known, strict=True) if ok]
     index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    nothing = Ratio(np.nan, np.nan, np.nan, len(index))
     if not index:
-        return nothing
+        return Ratio(np.nan, np.nan, np.nan, 0)
     at = np.array([index[name] for name in names])
     above, below = (np.bincount(at, weights=x[known], minlength=len(index)) for x in (given, taken))
-    if below.sum() <= 0:
-        return nothing
-    value = float(above.sum() / below.sum())
-    if len(index) < 2:
-        return Ratio(value, np.nan, np.nan, len(index))
+    value = float(above.sum() / below.sum()) if below.sum() > 0 else np.nan
+    unbounded = Ratio(value, -np.inf, np.inf, len(index))
+    if len(index) < 2 or np.isnan(value):
+        return unbounded
     drawn = np.random.default_rng(seed).integers(len(index), size=(resamples, len(index)))
     sums = above[drawn].sum(1), below[drawn].sum(1)
-    ratios = np.divide(sums[0], sums[1], out=np.full(resamples, np.nan), where=sums[1] > 0)
-    if np.isnan(ratios).mean() > 1 - level:  # the denominator is not known to be above 0
-        return Ratio(value, np.nan, np.nan, len(index))
-    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    if (sums[1] <= 0).mean() > (1 - level) / 2:  # the denominator is not known to be above 0
+        return unbounded
+    ratios = sums[0][sums[1] > 0] / sums[1][sums[1] > 0]
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return Ratio(value, float(low), float(high), len(index))
 
 
