@@ -7,7 +7,9 @@ everything costs. Its keyword-only signature is its configuration.
 from probe.attacks._attack import attack, expected, register_attack
 from probe.attacks._costs import Cost, Limits
 from probe.attacks._drawing import Carried, Drawing
+from probe.attacks._published import read_prompts
 from probe.attacks._registry import attack_names
+from probe.attacks._replay import images_of
 from probe.attacks._search import Case, Search
 from probe.attacks._set import AttackSet, Found
 from probe.attacks._vocabulary import Vocabulary, token_shares, vocabulary
@@ -25,6 +27,8 @@ __all__ = [
     "attack",
     "attack_names",
     "expected",
+    "images_of",
+    "read_prompts",
     "register_attack",
     "token_shares",
     "vocabulary",

@@ -22,13 +22,13 @@ from probe.scores._objectives import differentiating
 def p4d(
     search: Search,
     *,
-    variant: Literal["n", "k"] = "n",
+    form: Literal["n", "k"] = "n",
     k: int = 16,
     iterations: int = 3000,
     every: int = 50,
     lr: float = 0.1,
     weight_decay: float = 0.1,
-    x_t: Literal["target", "noise"] = "target",
+    inputs: Literal["target", "noise"] = "target",
 ) -> None:
     """Continuous embeddings, projected to their nearest tokens in every forward, match the original's prediction.
 
@@ -42,22 +42,22 @@ def p4d(
 
     Args:
         search: the prompts under attack.
-        variant: ``n`` (P4D-N): ``k`` free tokens are the whole prompt; ``k`` (P4D-K): the prompt keeps its words, with
+        form: ``n`` (P4D-N): ``k`` free tokens are the whole prompt; ``k`` (P4D-K): the prompt keeps its words, with
             one free token before every third.
         k: free tokens of P4D-N.
         iterations: updates of AdamW.
         every: iterations between judged pictures.
         lr, weight_decay: of AdamW.
-        x_t: noised target picture of the original, as published; or pure noise at every t.
+        inputs: noised target picture of the original, as published; or pure noise at every t.
 
     """
     search.start()
     cases = search.active
     # one batch needs one number of free tokens; under K that depends on the prompt's length
-    templates = {id(case): slots(case.source_ids, k, "alone" if variant == "n" else "every3") for case in cases}
+    templates = {id(case): slots(case.source_ids, k, "alone" if form == "n" else "every3") for case in cases}
     for count in sorted({template.count(-1) for template in templates.values()}):
         part = [case for case in cases if templates[id(case)].count(-1) == count]
-        _Attack(search, part, [templates[id(case)] for case in part], lr, weight_decay, x_t).run(iterations, every)
+        _Attack(search, part, [templates[id(case)] for case in part], lr, weight_decay, inputs).run(iterations, every)
 
 
 class _Attack:
@@ -70,9 +70,9 @@ class _Attack:
         templates: Sequence[tuple[int, ...]],
         lr: float,
         weight_decay: float,
-        x_t: str,
+        inputs: str,
     ) -> None:
-        self.search, self.cases, self.templates, self.x_t = search, list(cases), list(templates), x_t
+        self.search, self.cases, self.templates = search, list(cases), list(templates)
         pipe = search.pipe
         self.tables = {name: table_of(pipe, name).float() for name in encoders(pipe)}
         masks = torch.from_numpy(np.stack([case.vocabulary.mask() for case in cases]))
@@ -82,7 +82,7 @@ class _Attack:
         self.joined = torch.cat(list(self.tables.values()), dim=1)
         self.e = self.joined[first].clone().requires_grad_()
         self.optimiser = torch.optim.AdamW([self.e], lr=lr, weight_decay=weight_decay)
-        self.x_0 = latents_of(pipe, search.targets(cases)) if x_t == "target" else None
+        self.x_0 = latents_of(pipe, search.targets(cases)) if inputs == "target" else None
         self.shape = (pipe.unet.config.in_channels, *(side // pipe.vae_scale_factor for side in search.drawing.size))
 
     def run(self, iterations: int, every: int) -> None:

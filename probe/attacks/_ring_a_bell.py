@@ -19,7 +19,7 @@ def ring_a_bell(
     search: Search,
     *,
     k: int = 16,
-    eta: float = 3.0,
+    shift: float = 3.0,
     population: int = 200,
     generations: int = 3000,
     crossover: float = 0.5,
@@ -38,7 +38,7 @@ def ring_a_bell(
     Args:
         search: the prompts under attack.
         k: number of tokens, the whole prompt.
-        eta: how far along the concept (paper: 3 for nudity, 5 to 5.5 for violence).
+        shift: eta, how far along the concept (paper: 3 for nudity, 5 to 5.5 for violence).
         population, generations: of the search.
         crossover, mutation: probabilities of a member.
         pairs: texts with and without the concept; by default the concept's ``explicit`` prompts with their ``neighbour``
@@ -53,7 +53,7 @@ def ring_a_bell(
             if not search.affordable(one, [case]):
                 continue
             reach = (k + 2) if positions == "text" else None
-            target = _target(search, case, eta, pairs)[:reach]
+            target = _target(search, case, shift, pairs)[:reach]
             best, loss = _evolved(search, case, target, k, population, generations, crossover, mutation, reach)
             search.offer(case, search.tokens(best), loss)
     cases = [case for case in search.affordable(search.cost_of_image()) if case.best is not None]
@@ -109,14 +109,14 @@ def _losses(search: Search, case: Case, members: Tensor, target: Tensor, reach: 
     return (text - target).square().sum((1, 2)).cpu()
 
 
-def _target(search: Search, case: Case, eta: float, pairs: Sequence[tuple[str, str]] | None) -> Tensor:
+def _target(search: Search, case: Case, shift: float, pairs: Sequence[tuple[str, str]] | None) -> Tensor:
     """f(prompt) + eta c, (k d)."""
     given = list(pairs) if pairs is not None else concept_pairs(case.concept)
     tokenizer = search.pipe.tokenizer
     texts = [ids_of(tokenizer, text) for pair in given for text in pair]
     encoded = search.read(case, [case.source_ids, *texts]).text.float()
     direction = (encoded[1::2] - encoded[2::2]).mean(0)
-    found: Tensor = encoded[0] + eta * direction
+    found: Tensor = encoded[0] + shift * direction
     return found
 
 

@@ -28,7 +28,7 @@ def unlearn_diff(
     iterations: int = 40,
     lr: float = 0.01,
     weight_decay: float = 0.1,
-    init: Literal["uniform", "random"] = "uniform",
+    begin: Literal["uniform", "random"] = "uniform",
 ) -> None:
     """k token distributions minimise the erased model's denoising loss on the original's picture of the prompt.
 
@@ -48,17 +48,17 @@ def unlearn_diff(
         rounds: timesteps, evenly spread and ascending; a picture is judged after each.
         iterations: Adam steps at each timestep.
         lr, weight_decay: of Adam; the decay is added to the gradient (L2), as in the release.
-        init: rows start uniform, or at random points of the simplex.
+        begin: rows start uniform, or at random points of the simplex.
 
     """
     search.start()
-    _Attack(search, k, where, init, lr, weight_decay).run(rounds, iterations)
+    _Attack(search, k, where, begin, lr, weight_decay).run(rounds, iterations)
 
 
 class _Attack:
     """Distributions of all prompts in one tensor, (s f v)."""
 
-    def __init__(self, search: Search, k: int, where: str, init: str, lr: float, weight_decay: float) -> None:
+    def __init__(self, search: Search, k: int, where: str, begin: str, lr: float, weight_decay: float) -> None:
         self.search, self.lr, self.weight_decay = search, lr, weight_decay
         self.cases = search.active
         if not self.cases:
@@ -69,7 +69,7 @@ class _Attack:
         masks = np.stack([case.vocabulary.mask() for case in self.cases])
         self.allowed = torch.from_numpy(masks).to(self.device)[:, None].expand(-1, k, -1)
         start = torch.ones(self.allowed.shape)
-        if init == "random":
+        if begin == "random":
             start = torch.stack([torch.rand(start.shape[1:], generator=case.rng) for case in self.cases])
         start = start.to(self.device) * self.allowed
         self.p = start / start.sum(-1, keepdim=True)
