@@ -73,6 +73,7 @@ _EXPORTS = {
     "plot_ablation_curves": "plots",
     "plot_activations": "plots",
     "plot_before_after": "plots",
+    "plot_concept_neurons": "plots",
     "plot_layer_density": "plots",
     "plot_layer_step_scores": "plots",
     "plot_neuron_examples": "plots",
@@ -80,6 +81,8 @@ _EXPORTS = {
     "plot_overlays": "plots",
     "plot_ranked_scores": "plots",
     "plot_rates": "plots",
+    "plot_sensitivity": "plots",
+    "plot_sensitivity_profile": "plots",
     "plot_token_similarity": "plots",
     "plot_tradeoff": "plots",
     "plot_word_maps": "plots",
@@ -138,6 +141,7 @@ if TYPE_CHECKING:
     from .plots import plot_ablation_curves as plot_ablation_curves
     from .plots import plot_activations as plot_activations
     from .plots import plot_before_after as plot_before_after
+    from .plots import plot_concept_neurons as plot_concept_neurons
     from .plots import plot_layer_density as plot_layer_density
     from .plots import plot_layer_step_scores as plot_layer_step_scores
     from .plots import plot_neuron_examples as plot_neuron_examples
@@ -145,6 +149,8 @@ if TYPE_CHECKING:
     from .plots import plot_overlays as plot_overlays
     from .plots import plot_ranked_scores as plot_ranked_scores
     from .plots import plot_rates as plot_rates
+    from .plots import plot_sensitivity as plot_sensitivity
+    from .plots import plot_sensitivity_profile as plot_sensitivity_profile
     from .plots import plot_token_similarity as plot_token_similarity
     from .plots import plot_tradeoff as plot_tradeoff
     from .plots import plot_word_maps as plot_word_maps

@@ -58,6 +58,7 @@ def sensitivity(
     share: float = 0.01,
     n_select: int = 20,
     select_seed: int = 1_000,
+    overlays: int = 0,
     xt: Literal["shared", "own"] = "shared",
     quantity: Literal["contribution", "raw"] = "contribution",
     steps: int = 30,
@@ -100,6 +101,8 @@ def sensitivity(
         share: of all neurons that are selected.
         n_select: at most so many prompts to select on.
         select_seed: their first seed; never one of the attacked prompts' seeds.
+        overlays: of so many of the concept's neurons the recordings of x_t ``own`` keep maps over the image, and the
+            pictures, for ``probe plot relit`` (with ``out``).
         xt, quantity: what the map itself holds (``score``, ``target``, ``reference``); ratios and profiles are there
             for all four combinations.
         steps, guidance, batch_size: of the recordings.
@@ -129,7 +132,7 @@ def sensitivity(
         total = len(XT) * len(conditions) + 1 + (0 if selecting is None else 3)
         with progress_bar(progress, total, "recordings", unit="run") as advance:
             chosen = study.selected(nm, selecting, share, folder, advance)
-            runs = study.recorded_all(conditions, folder, advance)
+            runs = study.recorded_all(conditions, folder, advance, study.first_units(chosen, overlays))
             return study.result(
                 runs, chosen, nm, selecting, xt=xt, quantity=quantity, level=level, resamples=resamples, seed=seed
             )
@@ -198,8 +201,21 @@ class _Study:
         tokens = random_tokens(words, extra if extra > 0 else len(row.token_ids), seed, row.source, row.seed)
         return Carried("tokens", spoken=Spoken((*tokens, *source.ids) if extra > 0 else tokens))
 
+    def first_units(self, chosen: np.ndarray, count: int) -> dict[str, list[int]]:
+        """Site -> some of the chosen units, spread over the neuron axis."""
+        found: dict[str, list[int]] = {}
+        ends, at = _axis.offsets(self.sites), np.flatnonzero(chosen)
+        for neuron in at[np.unique(np.linspace(0, len(at) - 1, count).round().astype(int))] if count else ():
+            s = int(np.searchsorted(ends, neuron, side="right")) - 1
+            found.setdefault(self.sites[s].name, []).append(int(neuron - ends[s]))
+        return found
+
     def recorded_all(
-        self, conditions: Sequence[Condition], folder: Path, advance: Callable[[int], object]
+        self,
+        conditions: Sequence[Condition],
+        folder: Path,
+        advance: Callable[[int], object],
+        maps: Mapping[str, list[int]],
     ) -> dict[tuple[str, str], Recorded]:
         """(xt, condition) -> its recording."""
         original = next(c for c in conditions if c.name == "original")
@@ -209,7 +225,10 @@ class _Study:
         for condition in conditions:
             for kind in XT:
                 place = folder / f"{kind}-{condition.name}"
-                found[kind, condition.name] = self._recorded(condition, place, shared if kind == "shared" else None)
+                own = kind == "own"
+                found[kind, condition.name] = self._recorded(
+                    condition, place, None if own else shared, maps if own else {}
+                )
                 advance(1)
         return found
 
@@ -225,14 +244,17 @@ class _Study:
             progress=False,
         )
 
-    def _recorded(self, condition: Condition, place: Path, shared: Any) -> Recorded:
+    def _recorded(
+        self, condition: Condition, place: Path, shared: Any, maps: Mapping[str, list[int]] | None = None
+    ) -> Recorded:
         """A recording, drawn, or at the stored x_t of the samples with the same pair."""
         options: dict[str, Any] = {
             "out": place,
             "sites": [site.name for site in self.sites],
             "reduce": _REDUCER,
             "batch_size": self.batch_size,
-            "images": False,
+            "images": bool(maps),
+            "maps": dict(maps) if maps else None,
             "progress": False,
         }
         table = condition.table

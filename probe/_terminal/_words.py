@@ -119,6 +119,7 @@ WORDS = {
     "share": "share of all neurons that is selected",
     "n_select": "at most so many prompts to select neurons on",
     "select_seed": "first seed of these prompts",
+    "overlays": "of so many concept neurons keep maps over the image (needs --recordings)",
     "xt": "x_t of the map's own numbers: the original's for all, or each condition's own",
     "quantity": "activation times outgoing weights, or the activation alone",
     # erasing

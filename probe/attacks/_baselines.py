@@ -59,7 +59,7 @@ def seed_search(search: Search, *, images: int = 9) -> None:
         images: judged pictures, that of the prompt's own seed included.
 
     """
-    search.start()
+    search.start(keep=True)
     for _ in range(images - 1):
         cases = search.affordable(search.cost_of_image())
         seeds = [int(torch.randint(2**31, (1,), generator=case.rng)) for case in cases]

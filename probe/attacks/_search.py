@@ -168,13 +168,25 @@ class Search:
         branches = 2 if self.drawing.guidance > 1 and self.pipe.unet.config.time_cond_proj_dim is None else 1
         return Cost(forwards=self.drawing.steps * branches, texts=branches, images=1)
 
-    def start(self, *, stop_early: bool = True) -> None:
-        """Judge the prompts as they are; those that are shown already need no attack."""
+    def start(self, *, keep: bool = False) -> None:
+        """Judge the prompts as they are. What an edited model shows already needs no attack, and its search ends.
+
+        The model as it is mostly shows them: there the search goes on, and finds what may serve against edits. ``keep``
+        takes the prompt itself for what was found, wherever it is shown.
+        """
         cases = self.affordable(self.cost_of_image())
-        shown = self.judge(cases, [self.plain(case) for case in cases], stop_early=False)
-        for case, hit in zip(cases, shown, strict=True):
-            case.row = replace(case.row, before=hit)
-            if hit and stop_early:
+        if not cases:
+            return
+        plain, seeds = [self.plain(case) for case in cases], [case.row.seed for case in cases]
+        odds, shown = self._verdicts(cases, self._draw(cases, plain, seeds, self.edit))
+        self._spend(cases, self.cost_of_image())
+        for i, case in enumerate(cases):
+            case.seeds.append(case.row.seed)
+            case.row = replace(case.row, before=shown[i])
+            ends = bool(shown[i]) and (keep or self.edit is not None)
+            if keep or ends:
+                self._consider(case, plain[i], case.row.seed, shown[i], odds[i], None)
+            if ends:
                 self.finish(case)
 
     def judge(
@@ -251,8 +263,9 @@ class Search:
         if best.spoken is not None:
             tensors |= dict(best.spoken.vectors)
         row = replace(case.row, cost=case.cost.to_json(), seeds=tuple(case.seeds), finished=finished)
-        if case.best is None:  # interrupted before anything was found
-            row = replace(row, token_ids=case.source_ids, prompt=case.row.source, found_seed=case.row.seed)
+        if case.best is None:  # the search ended before anything was found
+            found = {"token_ids": case.source_ids, "prompt": row.source, "found_seed": row.seed, "success": row.before}
+            row = replace(row, **found)
         self._keep(row, tensors)
 
 

@@ -80,9 +80,15 @@ def test_costs_are_those_that_hooks_count(pipe, method):
 
 
 def test_a_prompt_that_is_shown_as_it_is_needs_no_attack(pipe):
-    found = attacked(pipe, "unlearn_diff", judge=Told(0), **SMALL)
+    found = attacked(pipe, "unlearn_diff", judge=Told(0), edit=ScaledWeight(0.5), **SMALL)
     assert [(row.before, row.success, row.cost["images"]) for row in found] == [(True, True, 1)] * 2
     assert [row.prompt for row in found] == PROMPTS
+
+
+def test_on_the_model_as_it_is_prompts_that_are_shown_are_searched_for_all_the_same(pipe):
+    found = attacked(pipe, "random", judge=Told(0), images=3)
+    assert [(row.before, row.success, row.cost["images"]) for row in found] == [(True, True, 2)] * 2
+    assert all(row.prompt != row.source for row in found)
 
 
 def test_the_search_ends_at_the_first_success_of_each_prompt(pipe):
