@@ -58,7 +58,7 @@ def attack(
     floor: bool = False,
     steps: int = 30,
     guidance: float = 7.5,
-    batch_size: int = 8,
+    batch_size: int = 20,
     height: int | None = None,
     width: int | None = None,
     together: int | None = None,

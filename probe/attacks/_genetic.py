@@ -12,13 +12,13 @@ from torch import Tensor
 Population = Int[Tensor, "p k"]
 
 
-def survivors(population: Population, losses: Float[Tensor, " p"], keep: int) -> tuple[Population, Float[Tensor, " keep"]]:
+def survivors(population: Population, losses: Float[Tensor, " p"], keep: int) -> tuple[Int[Tensor, "few k"], Float[Tensor, " few"]]:
     """The ``keep`` members of the lowest losses, best first."""
     order = losses.argsort(stable=True)[:keep]
     return population[order], losses[order]
 
 
-def crossed(population: Population, rate: float, generator: torch.Generator) -> Population:
+def crossed(population: Population, rate: float, generator: torch.Generator) -> Int[Tensor, "children k"]:
     """Children: with probability ``rate`` each member and a random other give two, cut at one point and exchanged."""
     n, k = population.shape
     if k < 2:

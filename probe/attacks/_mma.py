@@ -69,7 +69,7 @@ def _searched(
         if not kept:
             continue
         with torch.no_grad():
-            found = pooled(search, search.read(case, kept), [k] * len(kept))
+            found = pooled(search, search.read(case, kept, length=k + 2), [k] * len(kept))
             losses = 1 - torch.cosine_similarity(found, goal)
         at = int(losses.argmin())
         ids = torch.tensor(kept[at])

@@ -108,7 +108,7 @@ add(
         ring_a_bell,
         # half of the population survives, and most of it unchanged: about as many texts a generation as it has members
         lambda o, image, n: image * 2 + Cost(texts=o["population"] * o["generations"] * 3 // 4),
-        {"quick": {"population": 100, "generations": 300}},
+        {"quick": {"population": 100, "generations": 300, "positions": "text"}},
     )
 )
 add(

@@ -75,19 +75,16 @@ def _evolved(
     """The best tokens ever seen that spell nothing forbidden, and their loss."""
     allowed = torch.from_numpy(case.vocabulary.ids)
     members = allowed[torch.randint(len(allowed), (population, k), generator=case.rng)]
-    losses = _losses(search, case, members, target, reach)
+    seen: dict[tuple[int, ...], float] = {}
+    losses = _losses(search, case, members, target, reach, seen)
     best, lowest = _best(case, members, losses)
     for _ in range(generations - 1):
-        parents, known = genetic.survivors(members, losses, population // 2)
+        parents, _ = genetic.survivors(members, losses, population // 2)
         children = torch.cat([parents, genetic.crossed(parents, crossover, case.rng)])
-        changed = genetic.mutated(children, mutation, allowed, case.rng)
-        same = torch.zeros(len(changed), dtype=torch.bool)
-        same[: len(parents)] = (changed[: len(parents)] == parents).all(1)
-        fresh = changed[~same]
-        if not search.affordable(Cost(texts=len(fresh)), [case]):
+        members = genetic.mutated(children, mutation, allowed, case.rng)
+        if not search.affordable(Cost(texts=len(members)), [case]):
             break
-        members = torch.cat([changed[same], fresh])
-        losses = torch.cat([known[same[: len(parents)]], _losses(search, case, fresh, target, reach)])
+        losses = _losses(search, case, members, target, reach, seen)
         found, loss = _best(case, members, losses)
         if loss < lowest:
             best, lowest = found, loss
@@ -101,12 +98,15 @@ def _best(case: Case, members: Tensor, losses: Tensor) -> tuple[tuple[int, ...],
     return tuple(members[0].tolist()), float("inf")
 
 
-def _losses(search: Search, case: Case, members: Tensor, target: Tensor, reach: int | None) -> Tensor:
-    """Squared distances (p,) to the target, (k d)."""
-    if len(members) == 0:
-        return torch.zeros(0)
-    text = search.read(case, members.tolist()).text[:, :reach].float()
-    return (text - target).square().sum((1, 2)).cpu()
+def _losses(
+    search: Search, case: Case, members: Tensor, target: Tensor, reach: int | None, seen: dict[tuple[int, ...], float]
+) -> Tensor:
+    """Squared distances (p,) to the target, (k d). What was ``seen`` before is not encoded again."""
+    rows = [tuple(row) for row in members.tolist()]
+    if fresh := [row for row in dict.fromkeys(rows) if row not in seen]:
+        text = search.read(case, fresh, length=reach).text.float()
+        seen.update(zip(fresh, (text - target).square().sum((1, 2)).tolist(), strict=True))
+    return torch.tensor([seen[row] for row in rows])
 
 
 def _target(search: Search, case: Case, shift: float, pairs: Sequence[tuple[str, str]] | None) -> Tensor:

@@ -113,10 +113,16 @@ class Search:
         self._spend(cases, Cost(texts=1))
         return told(self.pipe, spoken, vectors, size=self.drawing.size)
 
-    def read(self, case: Case, spoken: Sequence[Sequence[int]], vectors: Vectors | None = None) -> guidance.Conditioning:
-        """Many texts for one case."""
+    def read(
+        self,
+        case: Case,
+        spoken: Sequence[Sequence[int]],
+        vectors: Vectors | None = None,
+        length: int | None = None,
+    ) -> guidance.Conditioning:
+        """Many texts for one case, whole or their first ``length`` positions."""
         self._spend([case], Cost(texts=len(spoken)))
-        return told(self.pipe, spoken, vectors, size=self.drawing.size)
+        return told(self.pipe, spoken, vectors, size=self.drawing.size, length=length)
 
     def noise(
         self, cases: Sequence[Case], x: Tensor, timestep: int, conditioning: guidance.Conditioning, each: int = 1

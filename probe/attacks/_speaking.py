@@ -115,17 +115,23 @@ def row_of(tokenizer: Any, ids: Sequence[int]) -> list[int]:
 
 
 def told(
-    pipe: Any, spoken: Sequence[Sequence[int]], vectors: Vectors | None = None, *, size: tuple[int, int] | None = None
+    pipe: Any,
+    spoken: Sequence[Sequence[int]],
+    vectors: Vectors | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    length: int | None = None,
 ) -> guidance.Conditioning:
     """The cond branch of token ids (s, each a sequence) whose free positions take ``vectors``: encoder -> (s f d).
 
-    Gradients flow to the vectors where they are on. ``size`` as in `probe.guidance.condition`.
+    Gradients flow to the vectors where they are on. ``size`` as in `probe.guidance.condition`. ``length``: only the first
+    so many positions, at that share of the cost; encoders are causal, so these are what they are in the whole.
     """
     distilled = pipe.unet.config.time_cond_proj_dim is not None
     positions = _positions(spoken) if vectors else None
 
     def replace(name: str, ids: Tensor) -> _Row:
-        rows = torch.tensor([row_of(encoders(pipe)[name][1], one) for one in spoken])
+        rows = torch.tensor([row_of(encoders(pipe)[name][1], one)[:length] for one in spoken])
         return _Row(rows.to(ids), positions, None if not vectors else vectors[name])
 
     with _replacing(pipe, replace):

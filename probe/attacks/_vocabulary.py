@@ -151,7 +151,7 @@ def _gives_away(token: str, words: set[str], own: bool) -> bool:
     return any(
         text == word
         or (len(word) > _SHORTEST and word in text)
-        or (own and text in word and (not whole or word.endswith(text)))
+        or (text in word and (own or 2 * len(text) >= len(word)) and (not whole or word.endswith(text)))
         for word in words
     )
 

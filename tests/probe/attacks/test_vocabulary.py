@@ -18,7 +18,7 @@ LISTED = ["church</w>", "chur", "hat</w>", "c", "h", "u", "r", "h</w>", "a</w>",
 @pytest.fixture(scope="module")
 def tokenizer():
     merges = [*PAIRS[:4], ("chur", "ch</w>"), ("c", "h</w>"), *PAIRS[5:]]
-    return compat.clip_tokenizer(merges, model_max_length=32)
+    return compat.clip_tokenizer(merges=merges, model_max_length=32)
 
 
 def test_banned_leaves_out_names_long_pieces_of_names_and_tokens_that_give_the_concept_away(tokenizer):
