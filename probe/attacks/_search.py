@@ -213,8 +213,8 @@ class Search:
             return []
         seeds = [case.row.seed for case in cases] if seeds is None else list(seeds)
         images = self._draw(cases, carried, seeds, self.edit)
-        self._spend(cases, self.cost_of_image())
         odds, verdicts = self._verdicts(cases, images)
+        self._spend(cases, self.cost_of_image())
         for i, case in enumerate(cases):
             case.seeds.append(int(seeds[i]))
             self._consider(
