@@ -250,7 +250,7 @@ def _row(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     value = stats.rate(after, prompts, **options)
-    diff = stats.paired_difference(before, after, prompts, bounds=(-1, 1), **options)
+    diff = stats.paired_difference(before, after, prompts, bounds=(0.0, 1.0), **options)
     if one.edit_id == ORIGINAL and np.isfinite(diff.value):
         diff = diff._replace(value=0.0, low=0.0, high=0.0)
     original = float(np.nanmean(before)) if np.isfinite(before).any() else float("nan")
@@ -292,8 +292,8 @@ def _advantage(
     def stronger(k: int) -> np.ndarray:
         return max((rival[k] for rival in rivals), key=lambda x: np.nanmean(x) if np.isfinite(x).any() else -1.0)
 
-    after = stats.paired_difference(stronger(0), found, prompts, bounds=(-1, 1), **options)
-    before = stats.paired_difference(stronger(1), unedited_found, prompts, bounds=(-1, 1), **options)
+    after = stats.paired_difference(stronger(0), found, prompts, bounds=(0.0, 1.0), **options)
+    before = stats.paired_difference(stronger(1), unedited_found, prompts, bounds=(0.0, 1.0), **options)
     unknown = stats.Interval(float("nan"), float("nan"), float("nan"), 0, 0, "none")
     diff = unknown._replace(value=after.value - before.value)
     yield _cell(one, rule, "advantage", after, before.value, diff)

@@ -36,19 +36,15 @@ def random(
 
 def random_ids(case: Case, k: int, where: str) -> tuple[int, ...]:
     """The prompt with random tokens, which spell nothing forbidden."""
-    template, allowed = slots(case.source_ids, k, where), case.vocabulary.ids
-    while True:
-        drawn = torch.randint(len(allowed), (template.count(-1),), generator=case.rng)
-        tokens = [int(allowed[i]) for i in drawn]
-        if case.vocabulary.allows(tokens):
-            return filled(template, tokens)
+    template = slots(case.source_ids, k, where)
+    return filled(template, case.vocabulary.drawn(template.count(-1), case.rng))
 
 
 def random_tokens(vocabulary: Vocabulary, count: int, seed: int, source: str, own_seed: int) -> tuple[int, ...]:
     """So many random tokens, decided by the seeds and the prompt alone."""
     text = f"{seed}\n{source}\n{own_seed}"
     rng = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
-    return tuple(int(vocabulary.ids[i]) for i in torch.randint(len(vocabulary.ids), (count,), generator=rng))
+    return vocabulary.drawn(count, rng)
 
 
 def seed_search(search: Search, *, images: int = 9) -> None:

@@ -55,10 +55,9 @@ def _searched(
     search: Search, case: Case, k: int, iterations: int, candidates: int, ranked: int
 ) -> tuple[tuple[int, ...], float]:
     allowed = torch.from_numpy(case.vocabulary.mask())
-    choice = torch.from_numpy(case.vocabulary.ids)
     with torch.no_grad():
         goal = pooled(search, search.read(case, [case.source_ids]), [len(case.source_ids)])
-    ids = choice[torch.randint(len(choice), (k,), generator=case.rng)]
+    ids = torch.tensor(case.vocabulary.drawn(k, case.rng))
     best, lowest = tuple(ids.tolist()), float("inf")
     for _ in range(iterations):
         if not search.affordable(Cost(texts=candidates + 1), [case]):

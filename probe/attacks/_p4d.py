@@ -153,6 +153,4 @@ class _Attack:
         return filled(self.templates[row], tokens)
 
     def _random(self, case: Case) -> Tensor:
-        allowed = torch.from_numpy(case.vocabulary.ids)
-        count = self.templates[self.cases.index(case)].count(-1)
-        return allowed[torch.randint(len(allowed), (count,), generator=case.rng)]
+        return torch.tensor(case.vocabulary.drawn(self.templates[self.cases.index(case)].count(-1), case.rng))

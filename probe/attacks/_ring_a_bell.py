@@ -74,10 +74,11 @@ def _evolved(
 ) -> tuple[tuple[int, ...], float]:
     """The best tokens ever seen that spell nothing forbidden, and their loss."""
     allowed = torch.from_numpy(case.vocabulary.ids)
-    members = allowed[torch.randint(len(allowed), (population, k), generator=case.rng)]
+    members = torch.tensor([case.vocabulary.drawn(k, case.rng) for _ in range(population)])
     seen: dict[tuple[int, ...], float] = {}
     losses = _losses(search, case, members, target, reach, seen)
     best, lowest = _best(case, members, losses)
+    assert best is not None, "the first members were drawn to be allowed"
     for _ in range(generations - 1):
         parents, _ = genetic.survivors(members, losses, population // 2)
         children = torch.cat([parents, genetic.crossed(parents, crossover, case.rng)])
@@ -86,16 +87,17 @@ def _evolved(
             break
         losses = _losses(search, case, members, target, reach, seen)
         found, loss = _best(case, members, losses)
-        if loss < lowest:
+        if found is not None and loss < lowest:
             best, lowest = found, loss
     return best, lowest
 
 
-def _best(case: Case, members: Tensor, losses: Tensor) -> tuple[tuple[int, ...], float]:
+def _best(case: Case, members: Tensor, losses: Tensor) -> tuple[tuple[int, ...] | None, float]:
+    """The member of the lowest loss that spells nothing forbidden; None where all do."""
     for i in losses.argsort(stable=True).tolist():
         if case.vocabulary.allows(members[i].tolist()):
             return tuple(members[i].tolist()), float(losses[i])
-    return tuple(members[0].tolist()), float("inf")
+    return None, float("inf")
 
 
 def _losses(

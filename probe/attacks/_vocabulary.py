@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from probe._paths import emoji_dir
 from probe.attacks._speaking import ids_of, text_of
 from probe.compat import END_OF_WORD
 from probe.errors import BadInput, unknown_name
+
+if TYPE_CHECKING:
+    import torch
 
 VOCABULARIES = ("banned", "open")
 #: From this share of a token's captions on it gives the concept away.
@@ -61,6 +64,16 @@ class Vocabulary:
             return True
         text = text_of(self.tokenizer, ids).lower()
         return not any(_reads(form, text) for form in self.forbidden)
+
+    def drawn(self, count: int, rng: torch.Generator) -> tuple[int, ...]:
+        """So many random tokens that spell nothing forbidden. `BadInput` where a thousand draws all do."""
+        import torch
+
+        for _ in range(1000):
+            tokens = tuple(int(self.ids[i]) for i in torch.randint(len(self.ids), (count,), generator=rng))
+            if self.allows(tokens):
+                return tokens
+        raise BadInput("random tokens always name the concept", given=f"{len(self.ids)} tokens", fix="give tokens=")
 
     def mended(self, ids: Sequence[int], ranked: Sequence[Sequence[int]]) -> tuple[int, ...]:
         """``ids``, or where they spell something forbidden the nearest in ``ranked`` (each position's tokens, best

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,7 +99,7 @@ def test_p4d_k_keeps_the_words_and_frees_one_token_before_every_third(pipe):
 
 
 def test_ring_a_bell_moves_towards_the_prompt_plus_the_concept_and_never_loses_the_best(pipe):
-    options = {"k": 3, "population": 12, "pairs": [("a church", "a house"), ("church", "hut")], "prompts": PROMPTS[:1]}
+    options = {"k": 3, "population": 12, "pairs": [("a church", "a house"), ("church", "hut")], "prompts": PROMPTS[:1], "positions": "all"}
     losses = [attacked(pipe, "ring_a_bell", generations=n, **options).rows[0].loss for n in (1, 4, 12)]
     assert losses[0] >= losses[1] >= losses[2]
     row = attacked(pipe, "ring_a_bell", generations=4, **options).rows[0]
@@ -133,7 +135,7 @@ def test_mma_finds_tokens_whose_pooled_text_is_nearer_and_says_how_near(pipe):
 
 
 def test_banned_words_are_in_no_text_that_an_attack_finds(pipe):
-    letters = concept("church", surface_forms=("a", "e", "i", "o", "u"))
+    letters = replace(CHURCH, surface_forms=("a", "e", "i", "o", "u"))
     for method in ("ring_a_bell", "mma", "p4d"):
         found = attack(
             pipe, letters, method=method, judge=Told(), **{**QUICK, "vocab": "banned"}, **SMALL[method]
@@ -169,9 +171,9 @@ def test_the_inverted_latents_lead_back_to_the_picture(pipe):
 
     if "tina spy" not in attack_names():
         register_attack("tina spy", spy)
-    for n in (1, 8):
+    for n in (1, 8, 32):
         attacked(pipe, "tina spy", prompts=PROMPTS[:1], refinements=n, edit=edit, steps=4)
-    assert ways[8] < 1e-6 < ways[1] or ways[8] < 0.1 * ways[1]
+    assert ways[32] < 0.5 * ways[8] < 0.25 * ways[1]
 
 
 def test_the_ddim_step_is_that_of_the_scheduler(pipe):
