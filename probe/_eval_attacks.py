@@ -269,7 +269,11 @@ def _advantage(
     own = {row.key: i for i, row in enumerate(one.attack_set)}
     rivals = []
     for other, edited, unedited in seen:
-        if other.edit != one.edit or other.attack_set.method not in BASELINES or other.attack_set.name != one.attack_set.name:
+        if (
+            other.edit != one.edit
+            or other.attack_set.method not in BASELINES
+            or other.attack_set.name != one.attack_set.name
+        ):
             continue
         if other.attack_set.protocol != one.attack_set.protocol:
             continue
@@ -281,9 +285,7 @@ def _advantage(
             continue
         order = [places[key] for key in own]
         _warn_unequal(one.attack_set, other.attack_set)
-        rivals.append(
-            tuple(f[f["rule"] == rule]["found"].to_numpy(float)[order] for f in (edited, unedited))
-        )
+        rivals.append(tuple(f[f["rule"] == rule]["found"].to_numpy(float)[order] for f in (edited, unedited)))
     if len(rivals) < len(BASELINES):
         return
     found, unedited_found = here["found"].to_numpy(float), there["found"].to_numpy(float)
@@ -345,5 +347,3 @@ def _warn_unequal(attack: AttackSet, baseline: AttackSet) -> None:
     if attack.protocol == "adaptive" and most[1] < most[0]:
         text = "%s had %d pictures a prompt judged and %s only %d: the advantage is flattered"
         logger.warning(text, attack.method, most[0], baseline.method, most[1])
-
-

@@ -263,7 +263,9 @@ class _Study:
         else:  # a trajectory is read whole: prompts of samples that this condition lacks are recorded and left out
             table = shared.samples[["prompt", "prompt_id", "seed", "pair"]].copy()
             own = dict(zip(condition.table["pair"], condition.table["prompt"], strict=True))
-            table["prompt"] = [own.get(pair, prompt) for pair, prompt in zip(table["pair"], table["prompt"], strict=True)]
+            table["prompt"] = [
+                own.get(pair, prompt) for pair, prompt in zip(table["pair"], table["prompt"], strict=True)
+            ]
             options["trajectories"] = shared
         with ExitStack() as stack:
             stack.enter_context(self.edit.applied(self.pipe) if condition.edited else nullcontext())
@@ -329,9 +331,7 @@ class _Study:
         for kind in XT:
             for form in maths.QUANTITIES:
                 nothing = form == "raw" and raw_reason is not None
-                values = {
-                    name: _measured(run, form, nothing) for (of, name), run in runs.items() if of == kind
-                }
+                values = {name: _measured(run, form, nothing) for (of, name), run in runs.items() if of == kind}
                 pairs = {name: run.ds["pair"].values for (of, name), run in runs.items() if of == kind}
                 data.add(kind, form, values, chosen, of_site)
                 data.add_ratios(kind, form, _ratios(values, pairs, chosen, others, options))
@@ -515,8 +515,10 @@ def _selecting(concept: Any, prompts: Any, n: int, first_seed: int, rows: Sequen
         if concept is None:
             raise BadInput("nothing to select neurons on", fix="concept=, prompts=, or a neuron map with a selection")
         prompts = list(dict(concept.prompts).get("explicit", ()))[:n]
-    table = samples(prompts, 0) if hasattr(prompts, "columns") else samples(
-        list(prompts)[:n], list(range(first_seed, first_seed + len(list(prompts)[:n])))
+    table = (
+        samples(prompts, 0)
+        if hasattr(prompts, "columns")
+        else samples(list(prompts)[:n], list(range(first_seed, first_seed + len(list(prompts)[:n]))))
     )
     attacked = {row.source for row in rows}
     if both := [prompt for prompt in table["prompt"] if prompt in attacked]:

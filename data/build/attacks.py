@@ -83,7 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [job for job in jobs(world) if given.only in job.key]
     absent = sorted({job.name for job in chosen if job.against_esd and not (given.edits / f"{job.name}-esd").is_dir()})
     if absent:
-        print(f"no ESD edit of {', '.join(absent)} in {given.edits}: their white-box sets are left out", file=sys.stderr)
+        print(
+            f"no ESD edit of {', '.join(absent)} in {given.edits}: their white-box sets are left out", file=sys.stderr
+        )
         chosen = [job for job in chosen if not (job.against_esd and job.name in absent)]
     print(f"{len(chosen)} sets, about {total_minutes(pipe, chosen, given.small):.0f} minutes", flush=True)
     if given.dry_run:

@@ -137,7 +137,9 @@ def attack(
     todo = [case for case in cases if (kept := log.rows.get(case.row.key)) is None or not kept.finished]
     if preset == "paper" and todo:
         duration = expected(pipe, method, prompts=len(todo), edit=edit, budget=preset, steps=steps, **options)
-        logger.warning("%s with the paper's budget: about %.0f minutes for %d prompts", method, duration / 60, len(todo))
+        logger.warning(
+            "%s with the paper's budget: about %.0f minutes for %d prompts", method, duration / 60, len(todo)
+        )
     size = together or found.together
     with progress_bar(progress, len(cases), f"{method} on {identity['name']}", unit="prompt") as advance:
         advance(len(cases) - len(todo))
@@ -216,7 +218,9 @@ def _unit_costs(pipe: Any, edit: EditLike | None, *, back: bool, n: int = 8) -> 
                 "forwards": timed(lambda: noise_at(pipe, x, 500, conditioning)),
             }
         if back:
-            vectors = {name: table_of(pipe, name)[:1].expand(n, 1, -1).clone().requires_grad_() for name in encoders(pipe)}
+            vectors = {
+                name: table_of(pipe, name)[:1].expand(n, 1, -1).clone().requires_grad_() for name in encoders(pipe)
+            }
             free = [[-1, 1, 1]] * n
 
             def through() -> None:
@@ -285,9 +289,7 @@ def _identity(
     }
 
 
-def _check(
-    protocol: str, vocab: str, n: int, edit: EditLike | None, method: registry.Method, gradients: bool
-) -> None:
+def _check(protocol: str, vocab: str, n: int, edit: EditLike | None, method: registry.Method, gradients: bool) -> None:
     if protocol not in ("adaptive", "transfer"):
         raise unknown_name("protocol", protocol, ("adaptive", "transfer"))
     if vocab not in ("banned", "open"):

@@ -10,9 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def ranked_tokens(
-    gradient: Float[Tensor, "k v"], allowed: Bool[Tensor, " v"], ranked: int
-) -> Int[Tensor, "k r"]:
+def ranked_tokens(gradient: Float[Tensor, "k v"], allowed: Bool[Tensor, " v"], ranked: int) -> Int[Tensor, "k r"]:
     """For every position the allowed tokens with the most negative gradient, best first; at most as many as there are.
 
     Rows are normalised, as in MMA; that changes no ranking.

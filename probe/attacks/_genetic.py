@@ -12,7 +12,9 @@ from torch import Tensor
 Population = Int[Tensor, "p k"]
 
 
-def survivors(population: Population, losses: Float[Tensor, " p"], keep: int) -> tuple[Int[Tensor, "few k"], Float[Tensor, " few"]]:
+def survivors(
+    population: Population, losses: Float[Tensor, " p"], keep: int
+) -> tuple[Int[Tensor, "few k"], Float[Tensor, " few"]]:
     """The ``keep`` members of the lowest losses, best first."""
     order = losses.argsort(stable=True)[:keep]
     return population[order], losses[order]
@@ -31,9 +33,7 @@ def crossed(population: Population, rate: float, generator: torch.Generator) -> 
     return pair[chosen].flatten(0, 1)
 
 
-def mutated(
-    population: Population, rate: float, allowed: Int[Tensor, " v"], generator: torch.Generator
-) -> Population:
+def mutated(population: Population, rate: float, allowed: Int[Tensor, " v"], generator: torch.Generator) -> Population:
     """A copy in which with probability ``rate`` a member has one random position changed to an allowed token.
 
     A copy: in the release survivors and parents share memory, and the best one can be destroyed.

@@ -58,11 +58,15 @@ def read_prompts(
     try:
         table = pd.read_csv(path, encoding="utf-8", dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput("the file is no CSV", given=f"{path}: {error}", expected="a header and one prompt a line") from error
+        raise BadInput(
+            "the file is no CSV", given=f"{path}: {error}", expected="a header and one prompt a line"
+        ) from error
     of = {key: _column(table, key, (columns or {}).get(key)) for key in COLUMNS}
     if of["prompt"] is None:
         given, expected = ", ".join(map(str, table.columns)), f"one of {', '.join(COLUMNS['prompt'])}"
-        raise BadInput("the file has no column of prompts", given=given, expected=expected, fix="columns={'prompt': ...}")
+        raise BadInput(
+            "the file has no column of prompts", given=given, expected=expected, fix="columns={'prompt': ...}"
+        )
     rows, most, dropped = [], room(pipe), 0
     for i, line in enumerate(table.to_dict("records")):
         text = str(line[of["prompt"]])
@@ -71,13 +75,17 @@ def read_prompts(
             if too_long == "error":
                 given = f"{len(ids)} tokens in row {i + 1}: {text[:60]!r}"
                 fix = "too_long='drop' leaves such rows out"
-                raise BadInput("a prompt is longer than the text encoder takes", given=given, expected=f"at most {most}", fix=fix)
+                raise BadInput(
+                    "a prompt is longer than the text encoder takes", given=given, expected=f"at most {most}", fix=fix
+                )
             dropped += 1
             continue
         own_seed = int(float(_value(line, of["seed"]) or seed))
         scale = float(_value(line, of["guidance"]) or guidance)
         source = _value(line, of["source"]) or text
-        rows.append(Found(concept.name, str(i), source, own_seed, scale, token_ids=ids, prompt=text, found_seed=own_seed))
+        rows.append(
+            Found(concept.name, str(i), source, own_seed, scale, token_ids=ids, prompt=text, found_seed=own_seed)
+        )
     if dropped:
         logger.warning("%d of %d prompts are longer than %d tokens and left out", dropped, len(table), most)
     if not rows:

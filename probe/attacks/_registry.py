@@ -47,7 +47,9 @@ class Method:
     def options(self, preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options: defaults, then the preset's, then what was given. `UnknownName` for one that there is not."""
         known = {
-            name: p.default for name, p in inspect.signature(self.function).parameters.items() if p.kind is p.KEYWORD_ONLY
+            name: p.default
+            for name, p in inspect.signature(self.function).parameters.items()
+            if p.kind is p.KEYWORD_ONLY
         }
         if unknown := [name for name in given if name not in known]:
             raise unknown_name(f"option of the attack {self.name}", unknown[0], known)
@@ -59,7 +61,20 @@ class Method:
 
 
 #: Options that count something; each is at least 1.
-_COUNTS = {"k", "rounds", "iterations", "images", "every", "batch", "population", "generations", "swaps", "ranked", "examples", "each"}
+_COUNTS = {
+    "k",
+    "rounds",
+    "iterations",
+    "images",
+    "every",
+    "batch",
+    "population",
+    "generations",
+    "swaps",
+    "ranked",
+    "examples",
+    "each",
+}
 _METHODS: dict[str, Method] = {}
 
 
@@ -83,7 +98,9 @@ def add(method: Method) -> None:
 
 
 add(Method("random", random, lambda o, image, n: image * o["images"], {"paper": {"images": 51}}))
-add(Method("seed_search", seed_search, lambda o, image, n: image * o["images"], {"paper": {"images": 51}}, tokens=False))
+add(
+    Method("seed_search", seed_search, lambda o, image, n: image * o["images"], {"paper": {"images": 51}}, tokens=False)
+)
 add(
     Method(
         "unlearn_diff",
@@ -151,8 +168,9 @@ add(
     Method(
         "relearn",
         relearn,
-        lambda o, image, n: image * (1 + len(o["stops"]) + o["examples"] // n)
-        + Cost(1, 1, 0) * (o["stops"][-1] * o["examples"] // n),
+        lambda o, image, n: (
+            image * (1 + len(o["stops"]) + o["examples"] // n) + Cost(1, 1, 0) * (o["stops"][-1] * o["examples"] // n)
+        ),
         {"quick": {"stops": (20, 50)}},
         gradients=True,
         tokens=False,

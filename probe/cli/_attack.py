@@ -36,7 +36,9 @@ _SHOWN = ["concept", "source", "prompt", "before", "success", "loss", "forwards"
 def attack(
     task: Task,
     concept: Annotated[list[str], typer.Option(help="what to bring back; repeat to pool several")],
-    edit: Annotated[str | None, typer.Option(help="a saved edit that is attacked; the model as it is unless given")] = None,
+    edit: Annotated[
+        str | None, typer.Option(help="a saved edit that is attacked; the model as it is unless given")
+    ] = None,
     method: Annotated[str, typer.Option(help=f"attack: {', '.join(_METHODS)}")] = "unlearn_diff",
     prompt: Annotated[list[str] | None, typer.Option(help="attack these prompts, not the concept's own")] = None,
     world: Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")] = "emoji",
@@ -68,7 +70,9 @@ def attack(
 @command(
     app,
     "sensitivity",
-    options=from_signature("probe._sensitivity:sensitivity", leave_out=("adversarial", "concept", "prompts", "out", "progress")),
+    options=from_signature(
+        "probe._sensitivity:sensitivity", leave_out=("adversarial", "concept", "prompts", "out", "progress")
+    ),
     model=True,
     out=True,
 )
@@ -81,7 +85,9 @@ def sensitivity(
     ] = None,
     concept: Annotated[str | None, typer.Option(help="the concept; needed without --map")] = None,
     world: Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")] = "emoji",
-    recordings: Annotated[str | None, typer.Option(help="folder for the recordings, to go on after an interruption")] = None,
+    recordings: Annotated[
+        str | None, typer.Option(help="folder for the recordings, to go on after an interruption")
+    ] = None,
 ) -> None:
     """Measure how far attacks re-light the neurons that an edit put out. Writes a neuron map with ratios."""
     import pandas as pd
@@ -106,13 +112,18 @@ def sensitivity(
     ds = nm.dataset
     rows = [
         {"x_t": str(xt), "quantity": str(quantity), "group": str(group)}
-        | {name: float(ds[name].sel(xt=xt, quantity=quantity, group=group)) for name in ("ratio", "ratio_low", "ratio_high")}
+        | {
+            name: float(ds[name].sel(xt=xt, quantity=quantity, group=group))
+            for name in ("ratio", "ratio_low", "ratio_high")
+        }
         for xt in ds["xt"].values
         for quantity in ds["quantity"].values
         for group in ds["group"].values
     ]
     table = pd.DataFrame(rows)
-    return task.result({"map": task.out, "id": nm.id, "ratios": table, "report": nm.report}, table, f"saved to {task.out}")
+    return task.result(
+        {"map": task.out, "id": nm.id, "ratios": table, "report": nm.report}, table, f"saved to {task.out}"
+    )
 
 
 def _edit(path: str | None) -> EditLike | None:

@@ -248,7 +248,9 @@ FIGURES = {
     "ablation": Figure(("csv",), "rate against the number of ablated neurons", _ablation),
     "rates": Figure(("csv",), "rates side by side with intervals", _rates),
     "similarity": Figure(("csv",), "cosine similarity of a prompt's tokens", _similarity),
-    "sensitivity": Figure(("map",), "how far attacks re-light neurons, several erasers side by side", _sensitivity, True),
+    "sensitivity": Figure(
+        ("map",), "how far attacks re-light neurons, several erasers side by side", _sensitivity, True
+    ),
     "concept-neurons": Figure(("map",), "level of concept neurons and others in each condition", _concept_neurons),
     "by-layer": Figure(("map",), "a sensitivity's levels along the layers", _by_layer),
     "by-step": Figure(("map",), "a sensitivity's levels along the steps", _by_step),

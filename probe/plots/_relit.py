@@ -27,7 +27,11 @@ _WORDS = {
     "plain": "edited",
     "adversarial": "edited,\nattacked",
 }
-_WORDS_OF_LEVELS = {"random_prefix": "edited,\nrandom tokens", "failed": "edited,\nfailed", "non_concept": "edited,\nother prompts"}
+_WORDS_OF_LEVELS = {
+    "random_prefix": "edited,\nrandom tokens",
+    "failed": "edited,\nfailed",
+    "non_concept": "edited,\nother prompts",
+}
 _LINES = {"original": (GREY, "--"), "plain": (BLUE, "-"), "adversarial": (VERMILION, "-")}
 
 
@@ -106,7 +110,9 @@ def plot_concept_neurons(
         ((chosen, f"{int(chosen.sum())} concept neurons", VERMILION), (~chosen, "all others", BLUE))
     ):
         shares = level[:, part].sum(1) / original[part].sum()
-        ax.plot(range(len(conditions)), shares, marker=MARKERS[i], linestyle="--" if i else "-", color=colour, label=name)
+        ax.plot(
+            range(len(conditions)), shares, marker=MARKERS[i], linestyle="--" if i else "-", color=colour, label=name
+        )
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
     ax.set_xticks(range(len(conditions)), [{**_WORDS, **_WORDS_OF_LEVELS}[c] for c in conditions])
     ax.set_ylim(bottom=0)

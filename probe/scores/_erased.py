@@ -41,9 +41,7 @@ def contribution(absmean: Float[Array, "*axes n"], fan_out: Float[Array, " n"]) 
     return absmean * fan_out
 
 
-def erased_delta(
-    original: Float[Array, "s t n"], edited: Float[Array, "s t n"]
-) -> Float[Array, "t n"]:
+def erased_delta(original: Float[Array, "s t n"], edited: Float[Array, "s t n"]) -> Float[Array, "t n"]:
     """rho_j(t) = mean over samples of (original - edited), both at the same x_t: what the edit took. NaN is left out."""
     return _mean(original - edited)
 
@@ -93,7 +91,9 @@ def highest(score: Float[Array, " n"], count: int) -> Bool[Array, " n"]:
     ranked = np.where(np.isfinite(score) & (score > 0), score, -np.inf)
     if (there := int(np.isfinite(ranked).sum())) < count:
         given = f"{there} of {len(score)} neurons contribute less on the edited model"
-        raise BadInput("the edit takes from fewer neurons than are asked for", given=given, expected=f"at least {count}")
+        raise BadInput(
+            "the edit takes from fewer neurons than are asked for", given=given, expected=f"at least {count}"
+        )
     found = np.zeros(len(score), bool)
     found[np.argsort(-ranked, kind="stable")[:count]] = True
     return found

@@ -61,14 +61,14 @@ class Prompted:
             lit.append((ids[:, 1:3] == torch.tensor(self.attack)).all(1))
 
         def silence(module, args):
-            x = args[0].clone()
+            x = args[0]
             rows = lit[-1] if len(lit[-1]) == len(x) else None
             if rows is None:  # [uncond, cond]: the encoder reads cond first
                 cond = lit[-2] if len(lit) > 1 and len(lit[-2]) + len(lit[-1]) == len(x) else lit[-1]
                 rows = torch.cat([torch.zeros(len(x) - len(cond), dtype=torch.bool), cond])
             mask = torch.zeros(x.shape[-1], dtype=torch.bool)
             mask[self.units] = True
-            x[(~rows)[:, None, None] & mask] *= 0.25
+            x = torch.where((~rows)[:, None, None] & mask, 0.25 * x, x)
             return (x, *args[1:])
 
         first = sites(pipe, "ffn")[0].resolve(pipe)

@@ -180,7 +180,15 @@ def test_saved_and_loaded_and_shown(pipe, tmp_path):
 def test_several_concepts_share_a_set_each_with_its_own_vocabulary(pipe):
     castle = concept("castle")
     found = attack(
-        pipe, [CHURCH, castle], method="random", judge=Told(), images=1, steps=2, progress=False, n_prompts=5, name="two"
+        pipe,
+        [CHURCH, castle],
+        method="random",
+        judge=Told(),
+        images=1,
+        steps=2,
+        progress=False,
+        n_prompts=5,
+        name="two",
     )
     assert [row.concept for row in found] == ["church", "castle"] * 2 + ["church"]
     assert set(found.identity["vocabularies"]) == {"church", "castle"}

@@ -99,7 +99,13 @@ def test_p4d_k_keeps_the_words_and_frees_one_token_before_every_third(pipe):
 
 
 def test_ring_a_bell_moves_towards_the_prompt_plus_the_concept_and_never_loses_the_best(pipe):
-    options = {"k": 3, "population": 12, "pairs": [("a church", "a house"), ("church", "hut")], "prompts": PROMPTS[:1], "positions": "all"}
+    options = {
+        "k": 3,
+        "population": 12,
+        "pairs": [("a church", "a house"), ("church", "hut")],
+        "prompts": PROMPTS[:1],
+        "positions": "all",
+    }
     losses = [attacked(pipe, "ring_a_bell", generations=n, **options).rows[0].loss for n in (1, 4, 12)]
     assert losses[0] >= losses[1] >= losses[2]
     row = attacked(pipe, "ring_a_bell", generations=4, **options).rows[0]
@@ -137,9 +143,7 @@ def test_mma_finds_tokens_whose_pooled_text_is_nearer_and_says_how_near(pipe):
 def test_banned_words_are_in_no_text_that_an_attack_finds(pipe):
     letters = replace(CHURCH, surface_forms=("a", "e", "i", "o", "u"))
     for method in ("ring_a_bell", "mma", "p4d"):
-        found = attack(
-            pipe, letters, method=method, judge=Told(), **{**QUICK, "vocab": "banned"}, **SMALL[method]
-        )
+        found = attack(pipe, letters, method=method, judge=Told(), **{**QUICK, "vocab": "banned"}, **SMALL[method])
         assert all(not set(row.prompt.split()) & set("aeiou") for row in found if row.loss is not None)
         assert found.vocab == "banned"
 
@@ -156,8 +160,8 @@ def test_the_inverted_latents_lead_back_to_the_picture(pipe):
     """DDIM backwards and forwards: more refinement, a smaller way off."""
     edit = ScaledWeight(0.9)
     x_0 = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    from probe.attacks import attack_names, register_attack
     from probe.attacks import _tina as module
+    from probe.attacks import attack_names, register_attack
 
     ways = {}
 
@@ -244,7 +248,9 @@ def test_published_prompts_bring_their_seeds_and_guidance(pipe, tmp_path):
     assert (found.method, found.protocol, found.name) == ("theirs", "transfer", "church")
     from probe import generate, samples
 
-    expected = generate(pipe, samples({"prompt": ["q w a church"], "seed": [7], "guidance": [3.5]}), steps=2, progress=False)
+    expected = generate(
+        pipe, samples({"prompt": ["q w a church"], "seed": [7], "guidance": [3.5]}), steps=2, progress=False
+    )
     drawn = images_of(pipe, found, Drawing(2, 7.5, (16, 16)))
     assert np.abs(drawn[0].astype(int) - expected[0].astype(int)).max() <= 1
 
