@@ -86,8 +86,8 @@ class Planned:
             for form in FORMS:
                 name = self._name(row, form)
                 first = row.seed if form == "before" else row.found_seed
-                for seed in (first, *self.fresh_seeds(row)):
-                    rows.append((name, f"{row.concept}/attacked/{row.prompt_id}", seed, row.concept, "", row.source))
+                own = f"{row.concept}/attacked/{row.prompt_id}"
+                rows += [(name, own, seed, row.concept, "", row.source) for seed in (first, *self.fresh_seeds(row))]
         columns = ["prompt", "prompt_id", "seed", "concept", "kind", "text"]
         return pd.DataFrame(rows, columns=columns).drop_duplicates(["prompt", "seed"], ignore_index=True)
 

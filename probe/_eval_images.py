@@ -22,8 +22,8 @@ _AT_ONCE = 256  # images measured together
 class Images:
     """The samples of one edit: ``table`` has ``prompt, seed, prompt_id, concept``.
 
-    ``carried``: prompts that stand for an attack -> what is drawn under them, and its guidance; metrics of pictures then
-    read the column ``text``.
+    ``carried``: prompts that stand for an attack -> what is drawn under them, and its guidance; metrics of pictures
+    then read the column ``text``.
     """
 
     store: ResultStore

@@ -111,9 +111,9 @@ def sensitivity(
         progress: True, False or a function of (done, total) recordings.
 
     Returns:
-        A neuron map: ``score`` the rise (attacked - plain), ``target`` the adversarial and ``reference`` the plain level
-        of every neuron and step, ``selected`` the concept's neurons. Further variables: ``ratio, ratio_low, ratio_high,
-        ratio_n`` (xt, quantity, group); ``by_site`` and ``by_step`` (xt, quantity, condition, part, site | step), means
+        A neuron map: ``score`` the rise (attacked - plain), ``target`` the adversarial and ``reference`` the plain
+        level of every neuron and step, ``selected`` the concept's neurons. Further variables: ``ratio, ratio_low,
+        ratio_high, ratio_n`` (xt, quantity, group); ``by_site`` and ``by_step`` (xt, quantity, condition, part, site | step), means
         over the concept's and the other neurons; ``level`` (xt, quantity, condition, neuron). NaN where a condition has
         no prompts, and, with the reason in the map's ``report``, where the raw form says nothing.
 
@@ -140,7 +140,7 @@ def sensitivity(
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """Prompts of one kind: a table of samples, and what stands in for their placeholders. ``edited``: on which model."""
+    """Prompts of one kind: a table of samples, what stands in for their placeholders, and on which model."""
 
     name: str
     table: pd.DataFrame

@@ -5,8 +5,8 @@
     python -m data.build.attacks --only church # sets whose name holds this
     python -m data.build.attacks --small --out runs/attacks   # two prompts and a few iterations of each, to try it
 
-Transfer sets: mma and ring_a_bell are made against the model as it is, p4d and unlearn_diff against a committed ESD edit
-of the same concept (`data/edits/<name>-esd`).
+Transfer sets: mma and ring_a_bell are made against the model as it is, p4d and unlearn_diff against a committed ESD
+edit of the same concept (`data/edits/<name>-esd`).
 """
 
 from __future__ import annotations

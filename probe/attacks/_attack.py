@@ -83,7 +83,7 @@ def attack(
         method: see `probe.attacks.attack_names`.
         protocol, vocab: see above.
         budget: ``quick``; ``paper``, the published numbers, whose expected time is logged first; or limits a prompt,
-            ``{"forwards": ..., "backwards": ..., "texts": ..., "images": ...}`` (any of them, with ``quick``'s options).
+            ``{"forwards": ..., "backwards": ..., "texts": ..., "images": ...}`` (any, with ``quick``'s options).
         out: folder of the set.
         prompts: strings or a table (`probe.samples`; columns ``seed``, ``guidance``, ``concept``) instead of the
             concept's own.
@@ -300,7 +300,7 @@ def _check(protocol: str, vocab: str, n: int, edit: EditLike | None, method: reg
         raise BadInput(
             "this attack needs gradients, and none pass through the edit",
             given=f"{method.name} on {edit.name!r}",
-            fix="an attack without gradients: ring_a_bell, mma, completion, random, seed_search, or tina with refine='fixed_point'",
+            fix="ring_a_bell, mma, completion, random, seed_search, or tina with refine='fixed_point'",
         )
 
 

@@ -1,5 +1,5 @@
-"""MMA-Diffusion's attack on text (Yang et al., arXiv 2311.17516): tokens whose pooled encoding is the prompt's. Text encoder
-only."""
+"""MMA-Diffusion's attack on text (Yang et al., arXiv 2311.17516): tokens whose pooled encoding is the prompt's. Text
+encoder only."""
 
 from __future__ import annotations
 

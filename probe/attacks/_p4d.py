@@ -1,5 +1,5 @@
-"""Prompting4Debugging (Chin et al., arXiv 2309.06135): the prompt under which the edited model predicts the noise that the
-original predicts under the concept's."""
+"""Prompting4Debugging (Chin et al., arXiv 2309.06135): the prompt under which the edited model predicts the noise
+that the original predicts under the concept's."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def read_prompts(
     """Published attack prompts as a transfer set, to be used like one that `probe.attack` made.
 
     Args:
-        path: a CSV with a header. Read are the prompt, and where there are such columns its ``source`` (what it attacks,
-            else itself), ``seed`` and ``guidance``, under the names of `COLUMNS`.
+        path: a CSV with a header. Read are the prompt, and where there are such columns its ``source`` (what it
+            attacks, else itself), ``seed`` and ``guidance``, under the names of `COLUMNS`.
         pipe: its tokenizer reads the prompts.
         concept: what they are about, for the judge.
         method: what tables call the attack; the file's name unless given.

@@ -1,4 +1,5 @@
-"""Ring-A-Bell (Tsai et al., arXiv 2310.10012): words whose encoding is the prompt's plus the concept. Text encoder only."""
+"""Ring-A-Bell (Tsai et al., arXiv 2310.10012): words whose encoding is the prompt's plus the concept. Text encoder
+only."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def ring_a_bell(
 
         c = mean_i [ f(with_i) - f(without_i) ],   min over x of || f(x) - (f(prompt) + eta c) ||^2
 
-    (eq. 2 and 3), f the encoder's output that the UNet reads, over all positions. Each generation keeps the better half,
+    (eq. 2 and 3), f the encoder's output that the UNet reads, over all positions. Each generation keeps half,
     adds children of one-point crossover and changes single tokens; the best ever is kept apart (in the release it can
     be destroyed). One picture is judged at the end.
 
@@ -41,8 +42,8 @@ def ring_a_bell(
         shift: eta, how far along the concept (paper: 3 for nudity, 5 to 5.5 for violence).
         population, generations: of the search.
         crossover, mutation: probabilities of a member.
-        pairs: texts with and without the concept; by default the concept's ``explicit`` prompts with their ``neighbour``
-            references (or the ``paper`` ones, or the prompts with the anchor in place of the name).
+        pairs: texts with and without the concept; by default the concept's ``explicit`` prompts with their
+            ``neighbour`` references (or the ``paper`` ones, or the prompts with the anchor in place of the name).
         positions: all, as published; or (ours, cheaper) only as far as the k tokens and their [EoT] reach.
 
     """

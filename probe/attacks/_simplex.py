@@ -54,7 +54,7 @@ class _StraightThrough(torch.autograd.Function):
 def nearest_tokens(
     e: Float[Tensor, "r d"], table: Float[Tensor, "v d"], allowed: Bool[Tensor, "r v"] | None = None
 ) -> Int[Tensor, " r"]:
-    """The token whose embedding has the largest cosine with each row: PEZ's projection (Wen et al., arXiv 2302.03668)."""
+    """The token of the largest cosine with each row: PEZ's projection (Wen et al., arXiv 2302.03668)."""
     cosine = torch.nn.functional.normalize(e, dim=-1) @ torch.nn.functional.normalize(table, dim=-1).T
     if allowed is not None:
         cosine = cosine.masked_fill(~allowed, -torch.inf)

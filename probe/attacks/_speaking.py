@@ -124,8 +124,8 @@ def told(
 ) -> guidance.Conditioning:
     """The cond branch of token ids (s, each a sequence) whose free positions take ``vectors``: encoder -> (s f d).
 
-    Gradients flow to the vectors where they are on. ``size`` as in `probe.guidance.condition`. ``length``: only the first
-    so many positions, at that share of the cost; encoders are causal, so these are what they are in the whole.
+    Gradients flow to the vectors where they are on. ``size`` as in `probe.guidance.condition`. ``length``: only the
+    first so many positions, at that share of the cost; encoders are causal, so these are what they are in the whole.
     """
     distilled = pipe.unet.config.time_cond_proj_dim is not None
     positions = _positions(spoken) if vectors else None

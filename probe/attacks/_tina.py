@@ -1,7 +1,9 @@
-"""TINA (text-free inversion attack): a picture of the concept, run back to its noise by the edited model, without words."""
+"""TINA (text-free inversion attack): a picture of the concept, run back to its noise by the edited model, without
+words."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,9 +26,9 @@ def tina(
 ) -> None:
     """Invert the original's picture through the edited model's DDIM under the null text, then draw it again.
 
-    If x_{t'} is the latent before a step and x_t the one behind it, x_t = DDIM(x_{t'}, eps(x_{t'}, t')), which cannot be
-    solved for x_{t'} at once. The usual guess takes eps at x_t; it is then refined, ``iterations`` times a step, so that
-    the step back meets x_t. Without text an edit of words changes nothing: what is drawn again was avoided, not
+    If x_{t'} is the latent before a step and x_t the one behind it, x_t = DDIM(x_{t'}, eps(x_{t'}, t')), which cannot
+    be solved for x_{t'} at once. The usual guess takes eps at x_t; it is then refined, ``iterations`` times a step, so
+    that the step back meets x_t. Without text an edit of words changes nothing: what is drawn again was avoided, not
     removed. The picture is drawn by DDIM with as many steps as all others, unguided. One picture is judged.
 
     Args:
@@ -61,7 +63,7 @@ def _inverted(
         told = search.told(cases, [()] * len(cases))
     x, residual = x_0.detach(), torch.zeros(len(cases))
     times = [0, *grid(pipe, search.drawing.steps)]
-    for behind, t in zip(times, times[1:], strict=False):
+    for behind, t in itertools.pairwise(times):
         now, then = guidance.alpha_bar(pipe, t), guidance.alpha_bar(pipe, behind)
         with torch.no_grad():
             noise = search.noise(cases, x, t, told)

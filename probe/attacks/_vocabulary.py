@@ -1,8 +1,8 @@
 """Which tokens an attack may use.
 
-In a small vocabulary any attack is trivially strong: it writes the concept's name. So there are two vocabularies: ``open``
-(what papers use) and ``banned``, without names, synonyms and members, and without tokens that give the concept away in
-captions. Whatever is found is also read as text: letters may spell a name that no single token is.
+In a small vocabulary any attack is trivially strong: it writes the concept's name. So there are two vocabularies:
+``open`` (what papers use) and ``banned``, without names, synonyms and members, and without tokens that give
+the concept away in captions. Whatever is found is also read as text: letters may spell a name that no single token is.
 """
 
 from __future__ import annotations

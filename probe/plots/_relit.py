@@ -43,7 +43,7 @@ def plot_sensitivity(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Reactivation ratios with their intervals: the concept's neurons beside all controls, several erasers side by side.
+    """Reactivation ratios with their intervals: the concept's neurons beside all controls, several erasers together.
 
     0 is a neuron that stays as the edit left it, 1 one that is back where it was. Intervals that have no end are drawn
     to the edge; what was not measured has no point. As figure 5 of the P-ESD paper, with the controls that are ours.

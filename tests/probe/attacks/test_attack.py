@@ -1,4 +1,5 @@
-"""The front of all attacks, with the baselines and one white-box method: costs, limits, resuming, interruption, files."""
+"""The front of all attacks, with the baselines and one white-box method: costs, limits, resuming, interruption,
+files."""
 
 from __future__ import annotations
 
@@ -154,9 +155,9 @@ def test_another_call_into_the_same_folder_names_the_difference(pipe, tmp_path):
     with pytest.raises(HeaderMismatch, match=r"options\.images"):
         attacked(pipe, "random", images=2, out=tmp_path / "set")
     assert len(attacked(pipe, "random", images=2, out=tmp_path / "set", force=True)) == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("x")
     with pytest.raises(BadInput, match="attack set"):
-        (tmp_path / "other").mkdir()
-        (tmp_path / "other" / "file").write_text("x")
         attacked(pipe, "random", images=1, out=tmp_path / "other")
 
 
@@ -266,8 +267,7 @@ def test_unlearn_diff_lowers_the_loss_of_the_target_it_was_given(pipe):
     def spy(search, *, iterations: int = 60) -> None:
         search.start()
         attack_ = _Attack(search, 2, "prefix", "uniform", 0.05, 0.0)
-        for _ in range(3):
-            losses.append(attack_._descend([0], 500, iterations // 3)[0])
+        losses.extend(attack_._descend([0], 500, iterations // 3)[0] for _ in range(3))
         assert torch.allclose(attack_.p.sum(-1), torch.ones(1), atol=1e-5)
         assert (attack_.p >= 0).all()
         assert float(attack_.p.max()) > 2 / attack_.p.shape[-1]
