@@ -14,9 +14,8 @@ from data.build.captions import Example, sample
 from data.build.words import GROUPS
 from probe import concepts, load
 from probe._paths import emoji_dir
-from probe.attacks._speaking import ids_of
 
-CAPTIONS, SEED, SMALLEST = 200_000, 0, 0.05
+CAPTIONS, SEED, SMALLEST, BATCH = 50_000, 0, 0.05, 2_000
 
 
 def main() -> None:
@@ -24,13 +23,14 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     total: Counter[int] = Counter()
     shown: dict[str, Counter[int]] = {}
-    for _ in range(CAPTIONS):
+    for _ in range(CAPTIONS // BATCH):
         # the text tower has read of what was never drawn, so the floor needs these captions too
-        example = sample(rng, drawn_only=False)
-        tokens = set(ids_of(tokenizer, example.text))
-        total.update(tokens)
-        for name in _shown(example):
-            shown.setdefault(name, Counter()).update(tokens)
+        examples = [sample(rng, drawn_only=False) for _ in range(BATCH)]
+        ids = tokenizer([example.text for example in examples], add_special_tokens=False).input_ids
+        for example, tokens in zip(examples, map(set, ids), strict=True):
+            total.update(tokens)
+            for name in _shown(example):
+                shown.setdefault(name, Counter()).update(tokens)
     shares = {}
     for name in sorted(set(concepts("emoji")) & set(shown)):
         found = {str(tokenizer.convert_ids_to_tokens(i)): n / total[i] for i, n in shown[name].items()}
