@@ -8,7 +8,7 @@ GPU ?= $(shell command -v nvidia-smi 2>/dev/null)# set GPU=1 to get the CUDA bui
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help setup demo test lint test-slow notebooks wheel lab model clean
+.PHONY: help setup demo test lint test-slow notebooks wheel lab findings model clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -72,6 +72,9 @@ wheel: setup ## builds dist/*.whl and tries it from an empty folder
 
 lab: setup ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+findings: setup ## makes the committed attack sets again: hours, says how long first, may be interrupted (ONLY=church)
+	$(BIN)/python -m data.build.attacks --only "$(ONLY)"
 
 model: setup ## retrains the embedded model: minutes on a GPU, hours on two cores; may be interrupted
 	$(BIN)/python -m data.build.make

@@ -66,10 +66,14 @@ _EXPORTS = {
     "Detector": "detect",
     "detector": "detect",
     "register_detector": "detect",
+    "AttackSet": "attacks",
+    "attack": "attacks",
+    "sensitivity": "_sensitivity",
     "evaluate": "_evaluate",
     "plot_ablation_curves": "plots",
     "plot_activations": "plots",
     "plot_before_after": "plots",
+    "plot_concept_neurons": "plots",
     "plot_layer_density": "plots",
     "plot_layer_step_scores": "plots",
     "plot_neuron_examples": "plots",
@@ -77,6 +81,8 @@ _EXPORTS = {
     "plot_overlays": "plots",
     "plot_ranked_scores": "plots",
     "plot_rates": "plots",
+    "plot_sensitivity": "plots",
+    "plot_sensitivity_profile": "plots",
     "plot_token_similarity": "plots",
     "plot_tradeoff": "plots",
     "plot_word_maps": "plots",
@@ -103,6 +109,7 @@ if TYPE_CHECKING:
     from ._run import open_run as open_run
     from ._run import verify as verify
     from ._samples import samples as samples
+    from ._sensitivity import sensitivity as sensitivity
     from ._sites import Site as Site
     from ._sites import sites as sites
     from ._trace import Trace as Trace
@@ -110,6 +117,8 @@ if TYPE_CHECKING:
     from ._trace_hooks import StopForward as StopForward
     from ._trajectories import trajectories as trajectories
     from ._trajectory import Trajectory as Trajectory
+    from .attacks import AttackSet as AttackSet
+    from .attacks import attack as attack
     from .attention import AttentionZeroing as AttentionZeroing
     from .attention import attention_zeroing as attention_zeroing
     from .attention import token_similarity as token_similarity
@@ -132,6 +141,7 @@ if TYPE_CHECKING:
     from .plots import plot_ablation_curves as plot_ablation_curves
     from .plots import plot_activations as plot_activations
     from .plots import plot_before_after as plot_before_after
+    from .plots import plot_concept_neurons as plot_concept_neurons
     from .plots import plot_layer_density as plot_layer_density
     from .plots import plot_layer_step_scores as plot_layer_step_scores
     from .plots import plot_neuron_examples as plot_neuron_examples
@@ -139,6 +149,8 @@ if TYPE_CHECKING:
     from .plots import plot_overlays as plot_overlays
     from .plots import plot_ranked_scores as plot_ranked_scores
     from .plots import plot_rates as plot_rates
+    from .plots import plot_sensitivity as plot_sensitivity
+    from .plots import plot_sensitivity_profile as plot_sensitivity_profile
     from .plots import plot_token_similarity as plot_token_similarity
     from .plots import plot_tradeoff as plot_tradeoff
     from .plots import plot_word_maps as plot_word_maps
@@ -155,6 +167,7 @@ if TYPE_CHECKING:
     from .world import concepts as concepts
 
 _SUBMODULES = (
+    "attacks",
     "attention",
     "detect",
     "errors",

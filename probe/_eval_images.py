@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,11 @@ _AT_ONCE = 256  # images measured together
 
 @dataclass(frozen=True)
 class Images:
-    """The samples of one edit: ``table`` has ``prompt, seed, prompt_id, concept``."""
+    """The samples of one edit: ``table`` has ``prompt, seed, prompt_id, concept``.
+
+    ``carried``: prompts that stand for an attack -> what is drawn under them, and its guidance; metrics of pictures
+    then read the column ``text``.
+    """
 
     store: ResultStore
     rulers: Rulers
@@ -28,6 +32,7 @@ class Images:
     edit: str
     edit_id: str
     table: pd.DataFrame
+    carried: Mapping[str, tuple[Any, float]] = field(default_factory=dict)
 
     def to_draw(self) -> pd.DataFrame:
         """The samples without an image, or whose image is gone while something has not looked at it."""
@@ -63,8 +68,10 @@ class Images:
         """Draw samples of the table, judging and keeping each batch at once."""
         from probe._generate import generate
 
-        def keep(rows: range, images: np.ndarray) -> None:
-            part = samples.iloc[rows.start : rows.stop]
+        attacked = samples["prompt"].isin(list(self.carried))
+
+        def keep(rows: Sequence[int], images: np.ndarray) -> None:
+            part = samples.iloc[list(rows)]
             blank: dict[str, Any] = {
                 "edit": self.edit,
                 "edit_id": self.edit_id,
@@ -76,15 +83,55 @@ class Images:
                 {**blank, "concept": c, "prompt_id": i, "prompt": p, "seed": int(seed)}
                 for c, i, p, seed in zip(part["concept"], part["prompt_id"], part["prompt"], part["seed"], strict=True)
             ]
-            block = [
-                row | new for row, new in zip(block, self.rulers.measured(images, list(part["prompt"])), strict=True)
-            ]
+            texts = list(part["prompt"])
+            if "text" in part:
+                texts = [t if isinstance(t, str) else p for t, p in zip(part["text"], part["prompt"], strict=True)]
+                block = [row | ({"text": t} if t != row["prompt"] else {}) for row, t in zip(block, texts, strict=True)]
+            block = [row | new for row, new in zip(block, self.rulers.measured(images, texts), strict=True)]
             decided = self.rulers.verdicts(block, self.world)
             self.store.add([row | verdict for row, verdict in zip(block, decided, strict=True)], images)
             advance(len(part))
 
-        with nullcontext() if edit is None else edit.applied(pipe):
-            generate(pipe, samples[["prompt", "seed"]], progress=False, on_batch=keep, **sampling)
+        plain, others = np.flatnonzero(~attacked), np.flatnonzero(attacked)
+        if len(plain):
+            with nullcontext() if edit is None else edit.applied(pipe):
+                generate(
+                    pipe,
+                    samples[["prompt", "seed"]].iloc[plain].reset_index(drop=True),
+                    progress=False,
+                    on_batch=lambda rows, images: keep(plain[rows.start : rows.stop].tolist(), images),
+                    **sampling,
+                )
+        if len(others):
+            self._draw_attacks(pipe, edit, samples.iloc[others], others.tolist(), keep, **sampling)
+
+    def _draw_attacks(
+        self,
+        pipe: Any,
+        edit: EditLike | None,
+        samples: pd.DataFrame,
+        places: Sequence[int],
+        keep: Callable[[Sequence[int], np.ndarray], None],
+        *,
+        steps: int,
+        guidance: float,
+        batch_size: int,
+        height: int,
+        width: int,
+    ) -> None:
+        from probe.attacks import Drawing
+        from probe.attacks._drawing import draw
+
+        carried, scales = zip(*(self.carried[prompt] for prompt in samples["prompt"]), strict=True)
+        draw(
+            pipe,
+            edit,
+            carried,
+            samples["seed"].tolist(),
+            scales,
+            Drawing(steps, guidance, (height, width), batch_size),
+            on_batch=lambda rows, images: keep([places[row] for row in rows], images),
+        )
 
     def _look(self, block: list[dict[str, Any]]) -> None:
         """Add to each row what it lacks."""
@@ -94,7 +141,8 @@ class Images:
             return
         images = np.stack([self.store.image(block[place]) for place in places])
         wanted = set().union(*unseen.values())
-        found = self.rulers.measured(images, [block[place]["prompt"] for place in places], wanted)
+        texts = [block[place].get("text", block[place]["prompt"]) for place in places]
+        found = self.rulers.measured(images, texts, wanted)
         for place, new in zip(places, found, strict=True):
             row = block[place]
             block[place] = {**row, **{part: row.get(part, {}) | new[part] for part in new}}

@@ -11,6 +11,7 @@ import pandas as pd
 
 from probe import stats
 from probe._branches import empty_prompt
+from probe._eval_attacks import Fresh, Planned, attack_rows, cell_name, opened, plan
 from probe._eval_images import Images, refuse_drawing
 from probe._eval_measure import Cell, Measure, Rulers
 from probe._eval_samples import cell_samples
@@ -39,6 +40,9 @@ def evaluate(
     seed_sets: Sequence[int] = (0,),
     prompts_from: Literal["test", "tune"] = "test",
     erased: Mapping[str, Sequence[str]] | None = None,
+    attacks: Sequence[Any] = (),
+    fresh_seeds: int = 5,
+    fresh_needed: int = 3,
     metrics: Sequence[str] = METRICS,
     judge: Any = None,
     second: Any = "emoji_nearest",
@@ -82,6 +86,12 @@ def evaluate(
         seed_sets: numbers of seed sets; each gives rows of its own.
         prompts_from: ``test`` prompts to report on, ``tune`` prompts to choose settings with.
         erased: what an edit erases beyond the row's concept: edit -> names; they drop out as well.
+        attacks: sets that `probe.attack` made, or their folders. Each is drawn on every edit that it is about (an
+            ``adaptive`` one only on the edit it was made against) and on the unedited model, and has rows of its own,
+            split ``attacked``: ``rate``, ``rate_text`` (the text that its tokens spell), ``rate_before`` (no attack),
+            ``rate_after`` (what it adds), ``advantage`` (over the stronger of ``random`` and ``seed_search`` among
+            these sets) and ``floor`` (the same attack on what the model cannot draw, if such a set is among them).
+        fresh_seeds, fresh_needed: the rule ``fresh``: so many of so many pictures from unused seeds show the concept.
         metrics: registered names.
         judge: the detector that decides: a name, an object, or any function of uint8 pictures (n, y, x, 3) that gives
             each a score for the one concept, shown from 0.5 on. By default the one the concepts name. Where they name
@@ -117,6 +127,10 @@ def evaluate(
     stats.wilson(0, 0, level)  # refuses a level outside (0, 1)
     world, chosen = _concepts(concepts, world)
     rulers = Rulers.of(metrics, judge, second, clip, chosen, world)
+    fresh = Fresh(fresh_seeds, fresh_needed)
+    sets = opened(attacks, world)
+    if sets and pipe is None:
+        raise BadInput("attacks are drawn on a pipeline", fix="pass the pipeline, or leave attacks= out")
     erased = dict(erased or {})
     if stray := [name for name in erased if name not in edits]:
         raise unknown_name("edit in erased", stray[0], edits)
@@ -145,19 +159,32 @@ def evaluate(
     if rulers.of_sets:
         for cell in cells:
             references[cell] = samples(cell.edit, of_name[cell.concept], cell.split, cell.seed_set + 1)
-    rulers = rulers.check({name for table in cells.values() for name in table["concept"]}, world)
+    planned = plan(
+        pipe, sets, {name: _edit_id(edit) for name, edit in edits.items()}, list(of_name), erased, guidance, fresh
+    )
+    attacked = {name for one in planned for name in one.attack_set.concepts}
+    rulers = rulers.check(attacked | {name for table in cells.values() for name in table["concept"]}, world)
     sampling = {} if pipe is None else _sampling(pipe, steps, guidance, height, width)
     identity = {
         **(there if pipe is None else _drawing(pipe, sampling)),
         "prompts_from": prompts_from,
         "statistics": {"level": level, "resamples": resamples},
         "edits": {name: _edit_id(edit) for name, edit in edits.items()},
+        **({"attacks": {" ".join(cell_name(one)).strip(): one.id for one in sets}} if sets else {}),
         **rulers.identity(),
     }
     with open_result(out, identity, force=force, rejudge=rejudge) as store:
         wanted = {ORIGINAL: None, **{name: edit for name, edit in edits.items() if edit is not None}}
         images = {
-            name: Images(store, rulers, world, name, _edit_id(edit), _samples_of(name, cells, references))
+            name: Images(
+                store,
+                rulers,
+                world,
+                name,
+                _edit_id(edit),
+                _samples_of(name, cells, references, planned),
+                {key: value for one in planned for key, value in one.carried.items()},
+            )
             for name, edit in wanted.items()
         }
         missing = {name: of.to_draw() for name, of in images.items()}
@@ -178,14 +205,21 @@ def evaluate(
             for cell, table in cells.items()
             for row in measure.rows(cell, _edit_id(edits[cell.edit]), table, references.get(cell))
         ]
+        rows += attack_rows(planned, store, rulers, world, level=level, resamples=resamples)
         result = pd.DataFrame(rows, columns=list(COLUMNS))
         store.write_cells(result)
     return result
 
 
-def _samples_of(edit: str, cells: Mapping[Cell, pd.DataFrame], references: Mapping[Cell, pd.DataFrame]) -> pd.DataFrame:
+def _samples_of(
+    edit: str,
+    cells: Mapping[Cell, pd.DataFrame],
+    references: Mapping[Cell, pd.DataFrame],
+    planned: Sequence[Planned] = (),
+) -> pd.DataFrame:
     """All samples of an edit, each once; the unedited model has those of every edit, and all references."""
     tables = [table for cell, table in cells.items() if edit in (ORIGINAL, cell.edit)]
+    tables += [one.table() for one in planned if edit in (ORIGINAL, one.edit)]
     if edit == ORIGINAL:
         tables.extend(references.values())
     return pd.concat(tables).drop_duplicates(["prompt", "seed"], ignore_index=True)

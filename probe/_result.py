@@ -32,7 +32,7 @@ COLUMNS = (
 )
 KEYS = COLUMNS[:9]
 _RULERS = ("judges", "metrics")
-_OPEN_ENDED = ("edits", *_RULERS)  # a later call may add to these; rulers change only where one asks for it
+_OPEN_ENDED = ("edits", "attacks", *_RULERS)  # a later call may add to these; rulers change only where one asks for it
 _DRAWN_WITH = ("model", "lineage", "sampling")
 
 

@@ -21,6 +21,7 @@ LAYOUT_VERSIONS = {
     "causal_log": 1,
     "training": 1,
     "originals": 1,
+    "attack_set": 1,
 }
 
 _PREFIX = "neuron-workbench/"

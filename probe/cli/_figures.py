@@ -183,6 +183,60 @@ def _similarity(files: Sequence[str], o: Options) -> Axes:
     return plots.plot_token_similarity(pd.read_csv(files[0], index_col=0), title=o["title"])
 
 
+def _sensitivity(files: Sequence[str], o: Options) -> Axes:
+    from probe import NeuronMap, plots
+
+    named = {}
+    for text in files:
+        name, _, path = text.rpartition("=")
+        named[name or Path(path).name.removesuffix(".zip").removesuffix(".zarr")] = NeuronMap.load(path)
+    one = len(named) == 1
+    return plots.plot_sensitivity(next(iter(named.values())) if one else named, title=o["title"])
+
+
+def _concept_neurons(files: Sequence[str], o: Options) -> Axes:
+    from probe import NeuronMap, plots
+
+    return plots.plot_concept_neurons(NeuronMap.load(files[0]), title=o["title"])
+
+
+def _by_layer(files: Sequence[str], o: Options) -> Axes:
+    from probe import NeuronMap, plots
+
+    return plots.plot_sensitivity_profile(NeuronMap.load(files[0]), "site", title=o["title"])
+
+
+def _by_step(files: Sequence[str], o: Options) -> Axes:
+    from probe import NeuronMap, plots
+
+    return plots.plot_sensitivity_profile(NeuronMap.load(files[0]), "step", title=o["title"])
+
+
+def _relit(files: Sequence[str], o: Options) -> Axes:
+    """One sample in several runs: where the same neurons fire in each, all steps averaged."""
+    import numpy as np
+
+    from probe import Run, plots
+
+    runs = [Run(path.rpartition("=")[2]) for path in files]
+    chosen, sample = (_neurons(o["neuron"]) or _mapped(runs[0])[:4]), _sample(runs[0], o["sample"])
+    pair = runs[0].samples["pair"][sample]
+    places = [np.flatnonzero(run.samples["pair"].to_numpy() == pair) for run in runs]
+    if lost := [str(run.path) for run, place in zip(runs, places, strict=True) if not len(place)]:
+        raise BadInput("a run does not have this sample", given=f"{lost[0]}, pair {pair}", fix="--sample of another")
+    own = [int(place[0]) for place in places]
+    found = [
+        [plots.maps_of_neuron(run, site, unit)[0][s] for run, s in zip(runs, own, strict=True)] for site, unit in chosen
+    ]
+    size = [max(m.shape[axis] for row in found for m in row) for axis in (0, 1)]
+    maps = np.stack([np.stack([_stretched(m[None], size)[0] for m in row]) for row in found])
+    names = [text.rpartition("=")[0] or run.path.name for text, run in zip(files, runs, strict=True)]
+    return plots.plot_overlays(
+        np.stack([_pictures(run)[s] for run, s in zip(runs, own, strict=True)]), maps,
+        rows=[_name(*neuron) for neuron in chosen], columns=names, title=o["title"],
+    )  # fmt: skip
+
+
 FIGURES = {
     "layers": Figure(("map",), "a score by layer and step", _layers),
     "ranked": Figure(("map",), "scores by rank, cut-off and cumulative mass", _ranked),
@@ -194,6 +248,13 @@ FIGURES = {
     "ablation": Figure(("csv",), "rate against the number of ablated neurons", _ablation),
     "rates": Figure(("csv",), "rates side by side with intervals", _rates),
     "similarity": Figure(("csv",), "cosine similarity of a prompt's tokens", _similarity),
+    "sensitivity": Figure(
+        ("map",), "how far attacks re-light neurons, several erasers side by side", _sensitivity, True
+    ),
+    "concept-neurons": Figure(("map",), "level of concept neurons and others in each condition", _concept_neurons),
+    "by-layer": Figure(("map",), "a sensitivity's levels along the layers", _by_layer),
+    "by-step": Figure(("map",), "a sensitivity's levels along the steps", _by_step),
+    "relit": Figure(("run", "run"), "where neurons fire in one sample: original, edited, attacked", _relit, True),
     "density": Figure(("edit",), "share of weights touched, by layer", _density),
     "tradeoff": Figure(("result",), "what an edit gains against what it costs", _tradeoff),
     "images": Figure(("run",), "images of runs, one row each", _images, many=True),

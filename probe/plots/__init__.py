@@ -15,6 +15,7 @@ from probe.plots._matrices import plot_overlap, plot_token_similarity
 from probe.plots._overlays import plot_overlays, plot_word_maps
 from probe.plots._ranked import plot_ranked_scores, ranked_scores
 from probe.plots._readings import maps_of_neuron, values_of_neuron
+from probe.plots._relit import plot_concept_neurons, plot_sensitivity, plot_sensitivity_profile
 from probe.plots._tradeoff import plot_tradeoff, tradeoff_points
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "plot_ablation_curves",
     "plot_activations",
     "plot_before_after",
+    "plot_concept_neurons",
     "plot_layer_density",
     "plot_layer_step_scores",
     "plot_neuron_examples",
@@ -31,6 +33,8 @@ __all__ = [
     "plot_overlays",
     "plot_ranked_scores",
     "plot_rates",
+    "plot_sensitivity",
+    "plot_sensitivity_profile",
     "plot_token_similarity",
     "plot_tradeoff",
     "plot_word_maps",

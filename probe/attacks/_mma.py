@@ -1,0 +1,108 @@
+"""MMA-Diffusion's attack on text (Yang et al., arXiv 2311.17516): tokens whose pooled encoding is the prompt's. Text
+encoder only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from probe.attacks import _gcg as gcg
+from probe.attacks._costs import Cost
+from probe.attacks._search import Case, Search
+from probe.attacks._speaking import FREE, encoders, table_of
+from probe.guidance import Conditioning
+
+
+def mma(
+    search: Search,
+    *,
+    k: int = 20,
+    iterations: int = 1000,
+    swaps: int = 512,
+    ranked: int = 256,
+) -> None:
+    """Greedy coordinate gradient on 1 - cos(pooled(x), pooled(prompt)).
+
+    (eq. 1 to 3.) Each iteration ranks the tokens of every position by the gradient of their one-hot row, tries
+    ``swaps`` swaps of one token each, moves to the best of them even if it is worse, and remembers the best ever.
+    Swaps whose text is encoded as another number of tokens are dropped, and so are those that spell something
+    forbidden. One picture is judged at the end.
+
+    The release reads the gradient one position off (row 0 is BOS); here positions are right.
+
+    Args:
+        search: the prompts under attack.
+        k: number of tokens, the whole prompt.
+        iterations: updates.
+        swaps: swaps of one token that are tried in each.
+        ranked: how many tokens of each position they are drawn from.
+
+    """
+    search.start()
+    with search.edited():
+        for case in search.active:
+            if search.affordable(Cost(texts=swaps + 2), [case]):
+                best, loss = _searched(search, case, k, iterations, swaps, ranked)
+                search.offer(case, search.tokens(best), loss)
+    cases = [case for case in search.affordable(search.cost_of_image()) if case.best is not None]
+    tried = [case.best for case in cases]
+    search.judge(cases, [one for one in tried if one is not None], losses=[case.row.loss or 0.0 for case in cases])
+
+
+def _searched(
+    search: Search, case: Case, k: int, iterations: int, candidates: int, ranked: int
+) -> tuple[tuple[int, ...], float]:
+    allowed = torch.from_numpy(case.vocabulary.mask())
+    with torch.no_grad():
+        goal = pooled(search, search.read(case, [case.source_ids]), [len(case.source_ids)])
+    ids = torch.tensor(case.vocabulary.drawn(k, case.rng))
+    best, lowest = tuple(ids.tolist()), float("inf")
+    for _ in range(iterations):
+        if not search.affordable(Cost(texts=candidates + 1), [case]):
+            break
+        order = gcg.ranked_tokens(_gradient(search, case, ids, goal), allowed, ranked)
+        tried = gcg.swaps(ids, order, candidates, case.rng)
+        kept = [row for row in dict.fromkeys(map(tuple, tried.tolist())) if _survives(search, case, row)]
+        if not kept:
+            continue
+        with torch.no_grad():
+            found = pooled(search, search.read(case, kept, length=k + 2), [k] * len(kept))
+            losses = 1 - torch.cosine_similarity(found, goal)
+        at = int(losses.argmin())
+        ids = torch.tensor(kept[at])
+        if float(losses[at]) < lowest:
+            best, lowest = kept[at], float(losses[at])
+    return best, lowest
+
+
+def pooled(search: Search, told: Conditioning, lengths: Sequence[int]) -> Tensor:
+    """One vector a text (s d): SDXL's pooled text, else what stands at the first [EoT]."""
+    if told.added is not None:
+        return told.added["text_embeds"].float()
+    at = torch.tensor(lengths, device=told.text.device) + 1
+    return told.text[torch.arange(len(at), device=at.device), at].float()
+
+
+def _gradient(search: Search, case: Case, ids: Tensor, goal: Tensor) -> Tensor:
+    """Gradient (k v) of the loss by the one-hot rows of the tokens, on the CPU."""
+    pipe = search.pipe
+    tables = {name: table_of(pipe, name) for name in encoders(pipe)}
+    size = next(iter(tables.values())).shape[0]
+    one_hot = torch.nn.functional.one_hot(ids, size).to(next(iter(tables.values())))
+    with torch.enable_grad():
+        one_hot = one_hot.requires_grad_()
+        vectors = {name: (one_hot @ table)[None] for name, table in tables.items()}
+        told = search.read(case, [(FREE,) * len(ids)], vectors)
+        loss = 1 - torch.cosine_similarity(pooled(search, told, [len(ids)]), goal)
+        (gradient,) = torch.autograd.grad(loss.sum(), one_hot)
+    return gradient.detach().float().cpu()
+
+
+def _survives(search: Search, case: Case, ids: Sequence[int]) -> bool:
+    """Whether the text of these tokens has as many tokens again, and is allowed."""
+    from probe.attacks._speaking import ids_of, text_of
+
+    tokenizer = search.pipe.tokenizer
+    return len(ids_of(tokenizer, text_of(tokenizer, ids))) == len(ids) and case.vocabulary.allows(ids)
