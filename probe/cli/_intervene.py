@@ -11,7 +11,9 @@ from probe._terminal import Task, check_folder, command, draw_into_folder, from_
 from probe.cli._app import app
 
 _CHANGE = from_signature("probe._intervention:intervention", leave_out=("branches",))
-_SAMPLING = from_signature("probe._generate:generate", leave_out=("progress", "on_call", "on_batch", "on_step", "decode"))
+_SAMPLING = from_signature(
+    "probe._generate:generate", leave_out=("progress", "on_call", "on_batch", "on_step", "decode")
+)
 
 
 @command(app, "intervene", options=[*_CHANGE, *_SAMPLING], model=True, out=True)
