@@ -265,6 +265,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--csv", type=Path, default=None, help="folder of CSV and figure; beside this file unless given"
     )
+    parser.add_argument("--tune", action="store_true", help="measure on tuning prompts")
     parser.add_argument("--seed-sets", type=int, nargs="+", default=[0])
     parser.add_argument("--prompts", type=int, default=None, help="at most so many prompts of every split")
     parser.add_argument("--rows", type=int, default=None, help="only the first rows of each table")

@@ -95,8 +95,9 @@ def rows_of(pipe: Any, chosen: Sequence[Pair], names: str | Sequence[str]) -> tu
             of.append(pair.concept)
     if not places:
         raise BadInput("the token selectors choose no position of any text", given=str(names))
-    i, place, j, there = (list(column) for column in zip(*places, strict=True))
-    rows = Rows(embedded[i, place], embedded[j, there], _ones(len(places)), torch.tensor(of), tuple(labels))
+    index = torch.tensor(places).T
+    sources, targets = embedded[index[0], index[1]], embedded[index[2], index[3]]
+    rows = Rows(sources, targets, _ones(len(places)), torch.tensor(of), tuple(labels))
     if pooled is None:
         return rows, None
     one, other = [at[pair.source] for pair in chosen], [at[pair.target] for pair in chosen]

@@ -19,6 +19,7 @@ from erase.closed_form._ridge import not_negative, positive
 from erase.closed_form._targets import targets_of
 from erase.closed_form._trce_text import trce_text
 from erase.learn import Loss, Schedule, Texts, Weights, learned, parts_of
+from erase.learn._eraser import own_precision
 from probe import guidance
 from probe._options import validated
 from probe._progress import progress_bar
@@ -136,7 +137,7 @@ def trce_trajectory(
         lr,
         "adamw" if released else "adam",
         weight_decay=0.01 if released else 0.0,
-        precision=arithmetic or str(pipe.unet.dtype).removeprefix("torch."),
+        precision=own_precision(pipe, arithmetic),
         checkpointing=checkpointing,
         accumulate=released,
     )
