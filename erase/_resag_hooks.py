@@ -49,7 +49,7 @@ class Gates:
         with torch.autocast(text.device.type, enabled=False):
             if text.is_inference() or (torch.is_grad_enabled() and text.requires_grad):
                 # no version to tell a change by; or a graph of which a backward pass would leave nothing
-                return self.correction(*self.opened(text), module).to(dtype)
+                return self.correction(self.opened(text), module).to(dtype)
             known = self._said.get(text)
             if known is None or known[0] != text._version:
                 with torch.no_grad():
@@ -57,7 +57,7 @@ class Gates:
             _, opened, said = known
             if (module, dtype) not in said:
                 with torch.no_grad():
-                    said[module, dtype] = self.correction(*opened, module).to(dtype)
+                    said[module, dtype] = self.correction(opened, module).to(dtype)
             found: Tensor = said[module, dtype]
         return found
 
@@ -67,8 +67,9 @@ class Gates:
         features, winner = gates.gated(text.float(), v["query"], v["key"], v["gate"], v["threshold"])
         return features * v["strength"][winner][..., None], winner
 
-    def correction(self, features: Tensor, winner: Tensor, module: int) -> Tensor:
+    def correction(self, opened: tuple[Tensor, Tensor], module: int) -> Tensor:
         """What is added to the ``module``-th projection where the gates are `opened` so."""
+        features, winner = opened
         v = self._on(features.device)
         up = v[f"up.{module}"]
         scale = v["alpha"][:, module] / up.shape[1]

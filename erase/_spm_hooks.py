@@ -135,7 +135,7 @@ class Adapters:
 def adapted(module: nn.Module, x: Tensor, down: Tensor, up: Tensor, opened: Tensor | None) -> Tensor:
     """up (opened * (down x)): what adapters (n ...), (o n) add to a module's output; ``opened`` (s n), None for 1."""
     if isinstance(module, nn.Conv2d):
-        hidden = functional.conv2d(x, down, None, module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
+        hidden = functional.conv2d(x, down, None, module.stride, module.padding, module.dilation)
         hidden = hidden if opened is None else hidden * opened[:, :, None, None].to(hidden)
         return functional.conv2d(hidden, up[:, :, None, None])
     hidden = functional.linear(x, down)

@@ -118,7 +118,7 @@ class _Added:
             if id(text) not in self._opened:  # the text is kept, so that its id stays its own
                 self._opened[id(text)] = text, [[g.opened(t) for g in self._gates] for t in text.split(64)]
             rows = [
-                torch.stack([g.correction(*opened, module) for g, opened in zip(self._gates, each, strict=True)]).sum(0)
+                torch.stack([g.correction(opened, module) for g, opened in zip(self._gates, each, strict=True)]).sum(0)
                 for each in self._opened[id(text)][1]
             ]
         return torch.cat(rows)

@@ -50,8 +50,8 @@ def projections_of(pipe: Any) -> Projections:
     for param, weight in zip(params, weights, strict=True):
         attention = param.removesuffix(".weight").rpartition(".")[0]
         if attention not in counts:
-            matrices = [_weight(pipe, f"{attention}.{leaf}.weight") for leaf in ("to_q", "to_v", "to_out.0")]
-            counts[attention] = gate_losses.layer_weights(*matrices, tokens)
+            q, v, out = (_weight(pipe, f"{attention}.{leaf}.weight") for leaf in ("to_q", "to_v", "to_out.0"))
+            counts[attention] = gate_losses.layer_weights(q, v, out, tokens)
         keys, values = counts[attention]
         count = keys if param.endswith(".to_k.weight") else values
         shares.append(count / (len(params) * tokens * weight.shape[0]))

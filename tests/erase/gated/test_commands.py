@@ -13,7 +13,8 @@ from probe._terminal import run
 from probe.testing import tiny_pipeline
 from tests.erase.gated.test_resag import QUICK
 
-FEW = ["--stages", "2", "--iterations", "2", "--first-iterations", "3", "--adversary-iterations", "2", "--adversaries", "2",
+FEW = ["--stages", "2", "--iterations", "2", "--first-iterations", "3", "--adversary-iterations", "2",
+       "--adversaries", "2",
        "--anchors", "3", "--anchor", "a building", "--templates", "{},a photo of {}", "--general", "[]"]  # fmt: skip
 KEEP = ["--preserve", "hut", "--preserve", "tree", "--preserve", "a thing"]
 
@@ -60,7 +61,8 @@ def test_from_gates_to_files_and_back(shelf, tmp_path, capsys):
         tmp_path / "back",
     )
     assert back["name"] == "resag-one"
-    distilled = document(capsys, "distil", shelf / "gates", "chapel", "fort", *KEEP, "--anchor", "a building", "--general", "[]",
+    words = [*KEEP, "--anchor", "a building", "--general", "[]"]
+    distilled = document(capsys, "distil", shelf / "gates", "chapel", "fort", *words,
                          "--adversary-iterations", "2", *model, "-o", tmp_path / "weights")  # fmt: skip
     assert set(distilled["report"]["concepts"]) == {"chapel", "fort"}
     document(capsys, "low-rank", "chapel", *FEW, *KEEP, *model, "-o", tmp_path / "linear")
