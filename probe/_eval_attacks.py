@@ -95,7 +95,8 @@ class Planned:
         """Seeds that the search never used; none where what was found is one picture's own latents."""
         if row.carrier == "latents":
             return []
-        used, found, i = {*row.seeds, row.seed, row.found_seed}, [], 0
+        used, i = {*row.seeds, row.seed, row.found_seed}, 0
+        found: list[int] = []
         while len(found) < self.fresh.seeds:
             text = f"fresh\n{row.concept}\n{row.source}\n{row.seed}\n{i}"
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

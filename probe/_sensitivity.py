@@ -113,9 +113,10 @@ def sensitivity(
     Returns:
         A neuron map: ``score`` the rise (attacked - plain), ``target`` the adversarial and ``reference`` the plain
         level of every neuron and step, ``selected`` the concept's neurons. Further variables: ``ratio, ratio_low,
-        ratio_high, ratio_n`` (xt, quantity, group); ``by_site`` and ``by_step`` (xt, quantity, condition, part,
-        place | window), means over the concept's and the other neurons; ``level`` (xt, quantity, condition, neuron). NaN where a condition has
-        no prompts, and, with the reason in the map's ``report``, where the raw form says nothing.
+        ratio_high, ratio_n`` (xt, quantity, group); ``level`` (xt, quantity, condition, neuron); ``by_site`` and
+        ``by_step`` (xt, quantity, condition, part, place or window), means over the concept's and the other neurons.
+        NaN where a condition has no prompts, and, with the reason in the map's ``report``, where the raw form says
+        nothing.
 
     Raises:
         BadInput: an attack set without token prompts, prompts that are both selected on and measured, a map without a

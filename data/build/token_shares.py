@@ -22,6 +22,7 @@ def main() -> None:
     tokenizer = load("emoji").tokenizer
     rng = np.random.default_rng(SEED)
     total: Counter[int] = Counter()
+    base: Counter[str] = Counter()
     shown: dict[str, Counter[int]] = {}
     for _ in range(CAPTIONS // BATCH):
         # the text tower has read of what was never drawn, so the floor needs these captions too
@@ -29,13 +30,15 @@ def main() -> None:
         ids = tokenizer([example.text for example in examples], add_special_tokens=False).input_ids
         for example, tokens in zip(examples, map(set, ids), strict=True):
             total.update(tokens)
+            base.update(_shown(example))
             for name in _shown(example):
                 shown.setdefault(name, Counter()).update(tokens)
     shares = {}
     for name in sorted(set(concepts("emoji")) & set(shown)):
         found = {str(tokenizer.convert_ids_to_tokens(i)): n / total[i] for i, n in shown[name].items()}
         shares[name] = {token: round(share, 4) for token, share in sorted(found.items()) if share >= SMALLEST}
-    header = {"captions": CAPTIONS, "seed": SEED, "smallest": SMALLEST, "shares": shares}
+    header = {"captions": CAPTIONS, "seed": SEED, "smallest": SMALLEST}
+    header |= {"base": {name: round(base[name] / CAPTIONS, 4) for name in shares}, "shares": shares}
     (emoji_dir() / "token_shares.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n")
     print(f"{len(shares)} concepts, {sum(map(len, shares.values()))} shares")
 

@@ -23,7 +23,7 @@ from probe.attacks._drawing import Drawing, in_force, noise_at
 from probe.attacks._search import Case, Search, case_rng, source_ids
 from probe.attacks._set import AttackSet, Found, Log
 from probe.attacks._speaking import encoders, table_of, told
-from probe.attacks._vocabulary import LIMIT, Vocabulary, vocabulary
+from probe.attacks._vocabulary import Vocabulary, vocabulary
 from probe.errors import BadInput, unknown_name
 from probe.metrics import labels_of
 from probe.protocols import EditLike, Progress
@@ -51,7 +51,7 @@ def attack(
     seed: int = 0,
     tokens: Sequence[str] | None = None,
     shares: Mapping[str, float] | None = None,
-    limit: float = LIMIT,
+    limit: float = 0.2,
     world: Mapping[str, Any] | None = None,
     judge: Any = None,
     name: str | None = None,

@@ -270,8 +270,7 @@ class Search:
             tensors |= dict(best.spoken.vectors)
         row = replace(case.row, cost=case.cost.to_json(), seeds=tuple(case.seeds), finished=finished)
         if case.best is None:  # the search ended before anything was found
-            found = {"token_ids": case.source_ids, "prompt": row.source, "found_seed": row.seed, "success": row.before}
-            row = replace(row, **found)
+            row = replace(row, token_ids=case.source_ids, prompt=row.source, found_seed=row.seed, success=row.before)
         self._keep(row, tensors)
 
 

@@ -230,7 +230,7 @@ def _relit(files: Sequence[str], o: Options) -> Axes:
     ]
     size = [max(m.shape[axis] for row in found for m in row) for axis in (0, 1)]
     maps = np.stack([np.stack([_stretched(m[None], size)[0] for m in row]) for row in found])
-    names = [text.rpartition("=")[0] or run.path.name for text, run in zip(files, runs, strict=True)]
+    names = [text.rpartition("=")[0] or Path(run.path).name for text, run in zip(files, runs, strict=True)]
     return plots.plot_overlays(
         np.stack([_pictures(run)[s] for run, s in zip(runs, own, strict=True)]), maps,
         rows=[_name(*neuron) for neuron in chosen], columns=names, title=o["title"],

@@ -20,8 +20,8 @@ def info(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL|RUN|TRAJECTORY|MAP|EDIT|RESULT]",
-            help="a model, run, trajectory, map, edit or result; nothing for versions",
+            metavar="[MODEL|RUN|TRAJECTORY|MAP|EDIT|ATTACKS|RESULT]",
+            help="a model, run, trajectory, map, edit, attack set or result; nothing for versions",
         ),
     ] = None,
 ) -> None:
@@ -47,8 +47,19 @@ def info(
         "selectivity": _selectivity,
         "edit": _edit,
         "result": _result,
+        "attack_set": _attacks,
     }
     return known.get(kind, _model)(task, what)
+
+
+def _attacks(task: Task, what: str) -> None:
+    from probe.attacks import AttackSet
+
+    found = AttackSet.load(what)
+    table = found.table()
+    shown = table.reindex(columns=["concept", "source", "prompt", "before", "success", "images", "finished"])
+    document = {"kind": "attack_set", "path": what, "id": found.id, "identity": found.identity, "rows": table}
+    return task.result(document, repr(found).strip("<>"), shown)
 
 
 def _model(task: Task, what: str) -> None:

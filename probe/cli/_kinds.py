@@ -17,6 +17,9 @@ def kind_at(path: Path) -> str | None:
             if (path / name).is_file():
                 found = json.loads((path / name).read_text(encoding="utf-8"))
                 return formats.kind_of(found.get(attributes, {}) if attributes else found)
+        if (path / "attack.jsonl").is_file():
+            with (path / "attack.jsonl").open(encoding="utf-8") as file:
+                return formats.kind_of(json.loads(file.readline()))
         if path.is_file() and path.name.endswith(".zarr.zip"):
             with zipfile.ZipFile(path) as archive:
                 return formats.kind_of(json.loads(archive.read("zarr.json"))["attributes"])

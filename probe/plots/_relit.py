@@ -151,8 +151,7 @@ def plot_sensitivity_profile(
         label = _WORDS[condition].replace("\n", " ")
         ax.plot(range(len(line)), line, marker=MARKERS[i], markersize=4, color=colour, linestyle=style, label=label)
     shown = range(len(names)) if over == "site" else np.unique(np.linspace(0, len(names) - 1, 6).astype(int))
-    rotation = {"rotation": 90} if over == "site" else {}
-    ax.set_xticks(list(shown), [names[i] for i in shown], **rotation)
+    ax.set_xticks(list(shown), [names[i] for i in shown], rotation=90 if over == "site" else 0)
     ax.set_xlabel("site" if over == "site" else "timestep", fontsize=SMALL + 1)
     ax.set_ylabel(f"mean {quantity}, x_t {xt}", fontsize=SMALL + 1)
     ax.set_ylim(bottom=0)
