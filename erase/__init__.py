@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from ._changes import Replace as Replace
     from ._checkpoint import edit_from_checkpoint as edit_from_checkpoint
     from ._edit import Edit as Edit
-    from ._originals import restore as restore
     from ._load_edited import load_edited as load_edited
+    from ._originals import restore as restore
     from ._saving import load_edit as load_edit
     from ._scaled import scaled as scaled
     from ._stack import stack as stack
