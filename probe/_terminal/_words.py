@@ -96,7 +96,7 @@ WORDS = {
     "lr": "learning rate",
     "weight_decay": "of the optimiser",
     "begin": "token distributions start uniform, or at random",
-    "form": "attack: n leaves the whole prompt free, k every fourth token; score: what a neuron passes on, or its activity",
+    "form": "attack: n frees the whole prompt, k every fourth token; score: what a neuron passes on, or its activity",
     "every": "updates between judged pictures",
     "inputs": "what the UNet reads: noised pictures of the original, or noise",
     "shift": "how far the text is moved along the concept",
