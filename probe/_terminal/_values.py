@@ -39,7 +39,11 @@ def read(name: str, annotation: str, text: str) -> Any:
         return check(name, annotation, text)
     import yaml
 
-    parts = [yaml.safe_load(part) for part in ([text] if text[:1] in ("{", "[") else text.split(","))]
+    try:
+        parts = [yaml.safe_load(part) for part in ([text] if text[:1] in ("{", "[") else text.split(","))]
+    except yaml.YAMLError:
+        fix = """quote what has brackets, as a list: '["{} at night"]'"""
+        raise BadInput(f"--{name.replace('_', '-')} cannot be read", given=text, fix=fix) from None
     if len(parts) > 1:
         return check(name, annotation, parts)
     try:

@@ -15,7 +15,8 @@ from tests.erase.gated.test_resag import QUICK
 
 FEW = ["--stages", "2", "--iterations", "2", "--first-iterations", "3", "--adversary-iterations", "2",
        "--adversaries", "2",
-       "--anchors", "3", "--anchor", "a building", "--templates", "{},a photo of {}", "--general", "[]"]  # fmt: skip
+       "--anchors", "3", "--anchor", "a building",
+       "--templates", '["{}", "a photo of {}"]', "--general", "[]"]  # fmt: skip
 KEEP = ["--preserve", "hut", "--preserve", "tree", "--preserve", "a thing"]
 
 
@@ -97,3 +98,11 @@ def test_what_is_there_is_refused_before_the_work(shelf, capsys):
     code = run(app, ["resag", "chapel", *FEW, "--model", f"{shelf}/model", "-q", "-o", f"{shelf}/gates"])
     assert code == 2
     assert "another edit" in capsys.readouterr().err
+
+
+def test_templates_that_are_no_list_are_a_users_error(shelf, tmp_path, capsys):
+    code = run(
+        app, ["resag", "chapel", "--templates", "{},a photo of {}", "--model", f"{shelf}/model", "-o", f"{tmp_path}/x"]
+    )
+    assert code == 2
+    assert "--templates cannot be read" in capsys.readouterr().err
