@@ -86,7 +86,7 @@ def evaluate(
         seed_sets: numbers of seed sets; each gives rows of its own.
         prompts_from: ``test`` prompts to report on, ``tune`` prompts to choose settings with.
         erased: what an edit erases beyond the row's concept: edit -> names; they drop out as well.
-        attacks: sets that `probe.attack` made, or their folders. Each is drawn on every edit that it is about (an
+        attacks: sets that `probe.attack` made, or their folders, one or several. Each is drawn on every edit that it is about (an
             ``adaptive`` one only on the edit it was made against) and on the unedited model, and has rows of its own,
             split ``attacked``: ``rate``, ``rate_text`` (the text that its tokens spell), ``rate_before`` (no attack),
             ``rate_after`` (what it adds), ``advantage`` (over the stronger of ``random`` and ``seed_search`` among
