@@ -148,12 +148,13 @@ class Planned:
         return row.source if form == "before" else self._carried(row, form).key
 
 
-def opened(attacks: Sequence[Any], world: Mapping[str, Any]) -> list[AttackSet]:
+def opened(attacks: Any, world: Mapping[str, Any]) -> list[AttackSet]:
     """The attack sets, from their paths or as they are; every two of them differ in what a table calls them.
 
     Raises `BadInput` for two of one name, `UnknownName` for a concept that the world has not.
     """
-    found = [one if isinstance(one, AttackSet) else AttackSet.load(Path(one)) for one in attacks]
+    listed = [attacks] if isinstance(attacks, str | Path | AttackSet) else attacks  # one alone
+    found = [one if isinstance(one, AttackSet) else AttackSet.load(Path(one)) for one in listed]
     names = [cell_name(one) for one in found]
     if double := [name for name in names if names.count(name) > 1]:
         raise BadInput("two attack sets have the same name in a table", given=" ".join(map(str, double[0])))

@@ -86,11 +86,12 @@ def evaluate(
         seed_sets: numbers of seed sets; each gives rows of its own.
         prompts_from: ``test`` prompts to report on, ``tune`` prompts to choose settings with.
         erased: what an edit erases beyond the row's concept: edit -> names; they drop out as well.
-        attacks: sets that `probe.attack` made, or their folders. Each is drawn on every edit that it is about (an
-            ``adaptive`` one only on the edit it was made against) and on the unedited model, and has rows of its own,
-            split ``attacked``: ``rate``, ``rate_text`` (the text that its tokens spell), ``rate_before`` (no attack),
-            ``rate_after`` (what it adds), ``advantage`` (over the stronger of ``random`` and ``seed_search`` among
-            these sets) and ``floor`` (the same attack on what the model cannot draw, if such a set is among them).
+        attacks: sets that `probe.attack` made, or their folders, one or several. Each is drawn on every edit that it
+            is about (an ``adaptive`` one only on the edit it was made against) and on the unedited model, and has rows
+            of its own, split ``attacked``: ``rate``, ``rate_text`` (the text that its tokens spell), ``rate_before``
+            (no attack), ``rate_after`` (what it adds), ``advantage`` (over the stronger of ``random`` and
+            ``seed_search`` among these sets) and ``floor`` (the same attack on what the model cannot draw, if such a
+            set is among them).
         fresh_seeds, fresh_needed: the rule ``fresh``: so many of so many pictures from unused seeds show the concept.
         metrics: registered names.
         judge: the detector that decides: a name, an object, or any function of uint8 pictures (n, y, x, 3) that gives

@@ -82,5 +82,5 @@ def test_what_cannot_be_attacked_is_said_in_one_line(shelf, capsys):
 
 def test_a_dry_run_writes_nothing(shelf, capsys):
     assert run(app, ["attack", "--concept", "church", "--dry-run", "-o", f"{shelf}/dry"]) == 0
-    assert "would run attack" in capsys.readouterr().out
+    assert "would run probe attack" in capsys.readouterr().out
     assert not (shelf / "dry").exists()
