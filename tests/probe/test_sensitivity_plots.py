@@ -53,11 +53,7 @@ def test_ratios_stand_with_their_intervals_and_controls_that_were_not_measured_h
     ax = plot_sensitivity(sens)
     points = [line for line in ax.lines if line.get_marker() == "o"]
     assert np.allclose(np.column_stack(points[0].get_data()), [(0, 0.7), (2, 0.1)])
-<<<<<<< HEAD
-    assert next(label.get_text().split(",")[0] for label in ax.get_xticklabels()) == "concept neurons"
-=======
     assert ax.get_xticklabels()[0].get_text().startswith("concept neurons")
->>>>>>> w-attacks
     assert len(ax.get_xticklabels()) == len(GROUPS)
     low, high = ax.get_ylim()
     assert low <= 0
