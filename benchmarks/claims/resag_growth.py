@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5, help="pairs of pipeline calls that are timed")
     args = parser.parse_args()
     pipe, world = probe.load("emoji"), probe.concepts("emoji")
+    pipe.set_progress_bar_config(disable=True)
     every, rows = list(world.lists["erase_20"]), []
     for count in [c for c in args.counts if c <= len(every)]:
         names = every[:count]

@@ -52,7 +52,8 @@ def main() -> None:
     for variant in args.variants:
         edit = made(pipe, variant, args)
         table = measured(pipe, {f"{variant} {edit.id[:6]}": edit}, args.concepts, args.out / "parts", of_images(args))
-        reports = [one for part in edit.report["parts"].values() for one in part["concepts"].values()]
+        parts = edit.report.get("parts", {variant: edit.report})  # a stack of one is that one
+        reports = [one for part in parts.values() for one in part["concepts"].values()]
         said = {key: sum(r[key] for r in reports) / len(reports) for key in ("reached", "kept")}
         tables.append(table.assign(variant=variant, **said))
         done = pd.concat(tables, ignore_index=True)
