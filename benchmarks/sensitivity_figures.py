@@ -1,12 +1,12 @@
-"""The figures of sensitivity for church, weapon and ink under ESD and ConceptPrune, from committed edits and attack sets.
+"""The figures of sensitivity for church, weapon and ink, from committed edits and attack sets.
 
     python -m benchmarks.sensitivity_figures                # says how long, then draws; gone on with when cut off
     python -m benchmarks.sensitivity_figures --dry-run      # only says how long
     python -m benchmarks.sensitivity_figures --rebuild      # makes edits and attack sets first; says how long
-    python -m benchmarks.sensitivity_figures --only church --prompts 2 --select 4 --steps 4   # a small one
+    python -m benchmarks.sensitivity_figures --only church --prompts 2 --select 4 --steps 4   # small
 
-Reads `data/edits/<concept>-<eraser>` and `data/attacks/<concept>-unlearn_diff-banned` (a transfer set, made against ESD). What was
-not there is named and left out. Recordings go to `runs/sensitivity/`, maps and figures to `--out`.
+Reads `data/edits/<concept>-<eraser>` and `data/attacks/<concept>-unlearn_diff-banned`, a transfer set made against ESD.
+What is not there is named and left out. Recordings and maps go to `--work`, figures to `--out`.
 """
 
 from __future__ import annotations
