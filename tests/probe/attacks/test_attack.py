@@ -279,3 +279,14 @@ def test_unlearn_diff_lowers_the_loss_of_the_target_it_was_given(pipe):
     attacked(pipe, "spy", prompts=PROMPTS[:1])
     assert len(losses) == 3
     assert "spy" in _registry.attack_names()
+
+
+def test_a_set_of_layout_1_is_read():
+    from pathlib import Path
+
+    found = AttackSet.load(Path(__file__).parents[2] / "formats" / "attack_set-v1")
+    first, second = found.rows
+    assert (found.method, found.name, found.id) == ("random", "church", found.provenance["id"])
+    assert (first.token_ids, first.seeds, first.success, first.cost["forwards"]) == ((40, 320), (3, 9), True, 4)
+    assert (second.carrier, second.finished, second.guidance) == ("embedding", False, 3.0)
+    assert found.tensors[second.tensors]["text_encoder"].tolist() == [[0.5, -1.0, 2.0]]
