@@ -10,9 +10,11 @@ as long as the site has such.
 Neurons that a method does not put above 0 are not silenced, even if its top k holds them (a sparse probe has few);
 ``silenced`` counts the others. A method that scored fewer than k neurons has no such point.
 
-Recordings and every judged image are kept in ``--out``, so a killed run goes on. ``--plan`` says what is left to do.
+Recordings and every judged image are kept in ``--out``, so a killed run goes on. ``--plan`` says what is left to do,
+``--rejudge`` measures what is there anew, when judges or metrics have changed.
 Writes ``ablation_curves.csv`` and ``.png`` beside this file (``--csv`` for elsewhere): one row per concept, method, k,
-mode, draw and split, with ``rate, low, high`` and the paired difference from the unedited model.
+mode, draw and split, with ``rate, low, high`` and the paired difference from the unedited model, and the same of the
+judge's log-odds (``change``), which move where a rate stays at 1.
 """
 
 from __future__ import annotations
@@ -37,11 +39,13 @@ TOPS = (10, 50, 200)
 ZEROED = 50  # this many are also set to zero
 DRAWS = 2
 SPLITS = ("explicit", "preserve_test")
+METRICS = ("rate", "log_odds", "broken")
 SECONDS = 0.6  # a picture of 30 steps on one core
 NEAREST = 5  # a random neuron is one of so many that are nearest in activation
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 COLUMNS = ["concept", "method", "k", "mode", "draw", "silenced", "split", "rate", "low", "high", "n", "n_failed",
-           "original", "difference", "diff_low", "diff_high", "broken"]  # fmt: skip
+           "original", "difference", "diff_low", "diff_high", "log_odds", "change", "change_low", "change_high",
+           "broken"]  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -78,8 +82,9 @@ def main() -> None:
             label = f"{name}: {point.method} {point.k} {point.mode} {point.draw} {change.id[:6]}"
             edits[label], facts[label] = change, point
         table = probe.evaluate(pipe, edits, [concept], world=world, splits=SPLITS, steps=args.steps,
-                               n_prompts=dict(zip(SPLITS, args.images, strict=True)), metrics=("rate", "broken"),
-                               batch_size=args.batch_size, out=args.out / "result")  # fmt: skip
+                               n_prompts=dict(zip(SPLITS, args.images, strict=True)), metrics=METRICS,
+                               batch_size=args.batch_size, rejudge=args.rejudge,
+                               out=args.out / "result")  # fmt: skip
         tables.append(rows(table, name, facts))
         done = pd.concat(tables, ignore_index=True)[COLUMNS]
         done.round(4).to_csv(args.csv, index=False, lineterminator="\n")
@@ -99,6 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help="bfloat16 is twice as fast on a CPU with AMX")
     parser.add_argument("--out", type=Path, default=Path("runs/claims/ablation_curves"))
     parser.add_argument("--csv", type=Path, default=HERE / "ablation_curves.csv")
+    parser.add_argument("--rejudge", action="store_true", help="measure the pictures that are there anew")
     parser.add_argument("--plan", action="store_true", help="say what there is to draw, and how long it takes")
     return parser.parse_args()
 
@@ -196,8 +202,12 @@ def rows(table: pd.DataFrame, concept: str, facts: Mapping[str, Point]) -> pd.Da
     """What is plotted: one row per set of neurons and split."""
     table = table[table["split"].isin(SPLITS)]
     found = table[table["metric"] == "rate"].rename(columns={"value": "rate", "ci_low": "low", "ci_high": "high"})
-    broken = table[table["metric"] == "broken"].set_index(["edit", "split"])["value"]
-    found = found.join(broken.rename("broken"), on=["edit", "split"]).drop(columns=["concept"])
+    other = table.set_index(["edit", "split"])
+    odds = other[other["metric"] == "log_odds"].rename(
+        columns={"value": "log_odds", "difference": "change", "diff_low": "change_low", "diff_high": "change_high"}
+    )[["log_odds", "change", "change_low", "change_high"]]
+    broken = other.loc[other["metric"] == "broken", "value"].rename("broken")
+    found = found.join(odds, on=["edit", "split"]).join(broken, on=["edit", "split"]).drop(columns=["concept"])
     silenced = {label: sum(map(len, point.units.values())) for label, point in facts.items()}
     what = pd.DataFrame({label: {**p._asdict(), "silenced": silenced[label]} for label, p in facts.items()}).T
     what = what.drop(columns=["units"])
@@ -205,42 +215,51 @@ def rows(table: pd.DataFrame, concept: str, facts: Mapping[str, Point]) -> pd.Da
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Two rows of axes: the concept's own prompts, and what else must survive."""
+    """Three rows of axes: the concept's own prompts by rate and by log-odds, and what else must survive."""
     concepts = list(dict.fromkeys(table["concept"]))
     methods = [name for name in dict.fromkeys(table["method"]) if name != "random"]
     styles = {**{name: {"color": COLOURS[i % 6], "marker": "osD^vP"[i % 6]} for i, name in enumerate(methods)},
               "random": {"color": "0.55", "marker": "X", "linestyle": ":"}}  # fmt: skip
-    figure = Figure(figsize=(3.4 * len(concepts) + 1, 6.4))
-    grid = figure.subplots(2, len(concepts), sharex=True, sharey="row", squeeze=False)
+    panels = [
+        ("explicit", ("rate", "low", "high"), "concept shown"),
+        ("explicit", ("change", "change_low", "change_high"), "change of its log-odds"),
+        ("preserve_test", ("rate", "low", "high"), "preserve_test shown"),
+    ]
+    figure = Figure(figsize=(3.4 * len(concepts) + 1, 9.2))
+    grid = figure.subplots(len(panels), len(concepts), sharex=True, sharey="row", squeeze=False)
     for column, concept in enumerate(concepts):
-        for axis, split in zip(grid[:, column], SPLITS, strict=True):
+        for axis, (split, columns, label) in zip(grid[:, column], panels, strict=True):
             part = table[(table["concept"] == concept) & (table["split"] == split)]
             for place, (name, style) in enumerate(styles.items()):
                 for number, (i, line) in enumerate(part[part["method"] == name].groupby("draw")):
-                    curve(
-                        axis, line, (1.07 ** (place - len(styles) / 2)) * 1.02**i, style, name if not number else None
-                    )
-            axis.axhline(part["original"].iloc[0], color="black", linewidth=0.8, linestyle="--")
-            axis.set(xscale="log", ylim=(-0.03, 1.03), title=concept if split == SPLITS[0] else "")
+                    shift = (1.07 ** (place - len(styles) / 2)) * 1.02**i
+                    curve(axis, line, columns, shift, style, name if not number else None)
+            axis.axhline(part["original"].iloc[0] if columns[0] == "rate" else 0, color="black", lw=0.8, ls="--")
+            axis.set(xscale="log")
             axis.set_xticks(sorted(table["k"].unique()), [str(k) for k in sorted(table["k"].unique())])
             axis.minorticks_off()
-    grid[0, 0].set_ylabel("concept shown")
-    grid[1, 0].set_ylabel("preserve_test shown")
-    for axis in grid[1]:
-        axis.set_xlabel("neurons silenced (filled: mean, open: zero)")
+            if columns[0] == "rate":
+                axis.set_ylim(-0.03, 1.03)
+            if column == 0:
+                axis.set_ylabel(label)
+        grid[0, column].set_title(concept)
+        grid[-1, column].set_xlabel("neurons silenced (filled: mean, open: zero)")
     grid[0, -1].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def curve(axis: Any, line: pd.DataFrame, shift: float, style: Mapping[str, Any], label: str | None) -> None:
-    """One method's rates over k with intervals; zeroed neurons as open markers beside it."""
+def curve(
+    axis: Any, line: pd.DataFrame, columns: Sequence[str], shift: float, style: Mapping[str, Any], label: str | None
+) -> None:
+    """One method's values over k with intervals (``columns``: value, low, high); zeroed neurons as open markers."""
+    value, low, high = columns
     for mode, extra in (("mean", {}), ("zero", {"markerfacecolor": "white", "linestyle": "none"})):
         part = line[line["mode"] == mode].sort_values("k")
         if len(part):
-            reach = [part["rate"] - part["low"], part["high"] - part["rate"]]
+            reach = np.array([part[value] - part[low], part[high] - part[value]], dtype=float)
             x = part["k"].astype(float) * shift * (1.1 if mode == "zero" else 1)
-            axis.errorbar(x, part["rate"], np.clip(np.array(reach, dtype=float), 0, None), markersize=5, linewidth=1.2,
-                          elinewidth=0.7, label=label if mode == "mean" else None, **{**style, **extra})  # fmt: skip
+            axis.errorbar(x, part[value], np.clip(reach, 0, None), markersize=5, linewidth=1.2, elinewidth=0.7,
+                          label=label if mode == "mean" else None, **{**style, **extra})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ sets of pictures into one number.
 from __future__ import annotations
 
 from probe.metrics._clip import Clip, ClipScore, clip_score
-from probe.metrics._judging import ContentFinder, broken, content_labels, hits, labels_of
+from probe.metrics._judging import ContentFinder, broken, concept_log_odds, content_labels, hits, labels_of, log_odds
 from probe.metrics._registry import Judged, Metric, metric, names, register
 from probe.metrics._sets import feature_distance, frechet, kid
 
@@ -20,12 +20,14 @@ __all__ = [
     "Metric",
     "broken",
     "clip_score",
+    "concept_log_odds",
     "content_labels",
     "feature_distance",
     "frechet",
     "hits",
     "kid",
     "labels_of",
+    "log_odds",
     "metric",
     "names",
     "register",

@@ -15,6 +15,9 @@ from jaxtyping import Float
 
 from probe.errors import unknown_name
 
+#: Probabilities are brought this far inside (0, 1): float32 scores resolve no more, and log-odds stay within +-13.8.
+EDGE = 1e-6
+
 NONE = "object/none"
 
 
@@ -119,6 +122,28 @@ def hits(
         elif at and not np.isnan(scores[s, at]).any():
             found[s] = 0.0
     return found
+
+
+def concept_log_odds(
+    scores: Float[np.ndarray, "s label"], labels: Sequence[str], wanted: Sequence[Sequence[str]]
+) -> Float[np.ndarray, " s"]:
+    """Log-odds of the likeliest of each sample's wanted labels: moves where a rate is 0 or 1. NaN as in `hits`.
+
+    Raises:
+        UnknownName: the judge has no such label.
+
+    """
+    place = {label: i for i, label in enumerate(labels)}
+    if unknown := [name for names in wanted for name in names if name not in place]:
+        raise unknown_name("label of the judge", unknown[0], labels)
+    best = [scores[s, [place[name] for name in names]].max() if names else np.nan for s, names in enumerate(wanted)]
+    return log_odds(np.array(best, dtype=np.float64))
+
+
+def log_odds(p: Float[np.ndarray, " s"]) -> Float[np.ndarray, " s"]:
+    """log(p / (1 - p)), of probabilities that are kept off 0 and 1; NaN stays NaN."""
+    inside = np.clip(p, EDGE, 1 - EDGE)
+    return np.log(inside) - np.log1p(-inside)
 
 
 def broken(scores: Float[np.ndarray, "s label"], labels: Sequence[str]) -> Float[np.ndarray, " s"]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from probe.errors import BadInput, unknown_name
-from probe.metrics._judging import NONE, broken, hits
+from probe.metrics._judging import EDGE, NONE, broken, concept_log_odds, hits
 from probe.metrics._sets import feature_distance, frechet, kid
 
 
@@ -86,6 +86,10 @@ def _shown(of: Judged) -> np.ndarray:
     return hits(of.scores, of.labels, of.thresholds, of.wanted)
 
 
+def _log_odds(of: Judged) -> np.ndarray:
+    return concept_log_odds(of.scores, of.labels, of.wanted)
+
+
 def _content_kept(of: Judged) -> np.ndarray:
     # what the judge does not know of cannot be told, and an evaluation does not end over it
     known = set(of.labels)
@@ -106,6 +110,8 @@ def _clip(folder: Any = None) -> Metric:
 _UNIT = (0.0, 1.0)
 register("rate", lambda: Metric("rate", 1, "judge", _shown, rate=True, bounds=_UNIT))
 register("rate_second", lambda: Metric("rate_second", 1, "second", _shown, rate=True, bounds=_UNIT))
+_WIDEST = float(np.log(1 / EDGE - 1))
+register("log_odds", lambda: Metric("log_odds", 1, "judge", _log_odds, bounds=(-_WIDEST, _WIDEST)))
 register("broken", lambda: Metric("broken", 1, "judge", _broken, rate=True, bounds=_UNIT))
 register(
     "content_kept",

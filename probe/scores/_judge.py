@@ -8,14 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import BadInput, UnknownName, unknown_name
-from probe.metrics import hits, labels_of
-
-#: Probabilities are brought this far inside (0, 1): float32 scores resolve no more, and log-odds stay within +-13.8.
-EDGE = 1e-6
+from probe.metrics import hits, labels_of, log_odds
 
 _FIX = "an object with id, labels and log_odds(images, labels), or emoji_cnn"
 
@@ -87,12 +83,6 @@ def differentiable(detector: Any) -> DifferentiableJudge:
     elif isinstance(detector, DifferentiableJudge):
         return detector
     raise BadInput("no gradient flows through this detector", given=repr(detector), fix=_FIX)
-
-
-def log_odds(p: Float[np.ndarray, " s"]) -> Float[np.ndarray, " s"]:
-    """log(p / (1 - p)), of probabilities that are kept off 0 and 1; NaN stays NaN."""
-    inside = np.clip(p, EDGE, 1 - EDGE)
-    return np.log(inside) - np.log1p(-inside)
 
 
 def judged(judge: Any, images: np.ndarray, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -156,3 +156,16 @@ def test_a_folder_that_is_no_clip_model_is_refused(clip_folder, tmp_path):
 def test_a_group_outside_the_world_still_has_labels():
     group = FakeConcept("weapon", "group", members=("bomb", "sling"))
     assert metrics.labels_of(group, {"bomb": concept("bomb")}) == ("object/bomb", "object/sling")
+
+
+def test_log_odds_of_the_likeliest_wanted_label():
+    scores = np.array([[0.9, 0.2, 0.0], [0.1, 0.5, 1.0], [0.3, np.nan, 0.2], [0.4, 0.4, 0.4]])
+    wanted = [["a"], ["a", "b"], ["b"], []]
+    found = metrics.concept_log_odds(scores, ["a", "b", "c"], wanted)
+    np.testing.assert_allclose(found[:2], [np.log(9), 0.0], atol=1e-12)
+    assert np.isnan(found[2:]).all()
+    edge = metrics.concept_log_odds(scores, ["a", "b", "c"], [["c"]] * 4)
+    assert edge[0] == pytest.approx(-13.8155, abs=1e-3)
+    assert edge[1] == pytest.approx(13.8155, abs=1e-3)
+    with pytest.raises(UnknownName, match="label of the judge"):
+        metrics.concept_log_odds(scores, ["a", "b", "c"], [["d"]] * 4)
