@@ -230,7 +230,16 @@ def test_scores_of_others_are_called_with_what_they_ask_for(monkeypatch, recorde
         return pipe, strength
 
     register_score("needs_model", needs_model)
-    assert score_names() == ("wanda", "contrast", "auroc", "linear", "gradient", "causal", "needs_model")
+    assert score_names() == (
+        "wanda",
+        "contrast",
+        "auroc",
+        "linear",
+        "erased_delta",
+        "gradient",
+        "causal",
+        "needs_model",
+    )
     assert score(1, 2, method="needs_model", pipe="p", strength=2) == ("p", 2.0)
     with pytest.raises(BadInput, match="needs pipe="):
         score(1, 2, method="needs_model")
