@@ -10,11 +10,12 @@ as long as the site has such.
 Neurons that a method does not put above 0 are not silenced, even if its top k holds them (a sparse probe has few);
 ``silenced`` counts the others. A method that scored fewer than k neurons has no such point.
 
-Recordings and every judged image are kept in ``--out``, so a killed run goes on. ``--plan`` says what is left to do,
+Recordings, maps and every judged image are kept in ``--out``, so a killed run goes on. ``--plan`` says what is left,
 ``--rejudge`` measures what is there anew, when judges or metrics have changed.
 Writes ``ablation_curves.csv`` and ``.png`` beside this file (``--csv`` for elsewhere): one row per concept, method, k,
 mode, draw and split, with ``rate, low, high`` and the paired difference from the unedited model, and the same of the
-judge's log-odds (``change``), which move where a rate stays at 1.
+judge's log-odds (``change``), which move where a rate stays at 1; ``moved`` is the distance of a picture from the
+unedited one on the judge's features.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ TOPS = (10, 50, 200)
 ZEROED = 50  # this many are also set to zero
 DRAWS = 2
 SPLITS = ("explicit", "preserve_test")
-METRICS = ("rate", "log_odds", "broken")
+METRICS = ("rate", "log_odds", "broken", "feature_distance")
 SECONDS = 0.6  # a picture of 30 steps on one core
 NEAREST = 5  # a random neuron is one of so many that are nearest in activation
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 COLUMNS = ["concept", "method", "k", "mode", "draw", "silenced", "split", "rate", "low", "high", "n", "n_failed",
            "original", "difference", "diff_low", "diff_high", "log_odds", "change", "change_low", "change_high",
-           "broken"]  # fmt: skip
+           "moved", "moved_low", "moved_high", "broken"]  # fmt: skip
 
 
 class Point(NamedTuple):
@@ -68,10 +69,7 @@ def main() -> None:
     for name in args.concepts:
         concept = world[name]
         target, reference, source = record(pipe, world, concept, args)
-        more = {"causal": {"log": args.out / name / "causal.jsonl"}}
-        maps = {
-            m: probe.score(target, reference, method=m, pipe=pipe, concept=concept, **more.get(m, {})) for m in methods
-        }
+        maps = {method: scored_map(method, target, reference, pipe, concept, args.out / name) for method in methods}
         active = probe.open_run(target.path)["absmean"].mean(("sample", "branch", "step")).values
         chosen = points(maps, active, args.tops, args.draws)
         edits, facts = {}, {}
@@ -135,6 +133,17 @@ def record(pipe: Any, world: Any, concept: Any, args: argparse.Namespace) -> tup
         for part, texts in prompts.items()
     )  # fmt: skip
     return target, reference, source
+
+
+def scored_map(method: str, target: Any, reference: Any, pipe: Any, concept: Any, folder: Path) -> Any:
+    """A method's map, as an earlier call saved it for these recordings, or made and saved now."""
+    path = folder / f"{method}-{target.id}-{reference.id}.zarr.zip"
+    if path.exists():
+        return probe.NeuronMap.load(path)
+    more = {"log": folder / "causal.jsonl"} if method == "causal" else {}
+    made = probe.score(target, reference, method=method, pipe=pipe, concept=concept, **more)
+    made.save(path)
+    return made
 
 
 def points(maps: Mapping[str, Any], active: np.ndarray, tops: Sequence[int], draws: int) -> list[Point]:
@@ -206,8 +215,16 @@ def rows(table: pd.DataFrame, concept: str, facts: Mapping[str, Point]) -> pd.Da
     odds = other[other["metric"] == "log_odds"].rename(
         columns={"value": "log_odds", "difference": "change", "diff_low": "change_low", "diff_high": "change_high"}
     )[["log_odds", "change", "change_low", "change_high"]]
+    moved = other[other["metric"] == "feature_distance"].rename(
+        columns={"value": "moved", "ci_low": "moved_low", "ci_high": "moved_high"}
+    )[["moved", "moved_low", "moved_high"]]
     broken = other.loc[other["metric"] == "broken", "value"].rename("broken")
-    found = found.join(odds, on=["edit", "split"]).join(broken, on=["edit", "split"]).drop(columns=["concept"])
+    found = (
+        found.join(odds, on=["edit", "split"])
+        .join(moved, on=["edit", "split"])
+        .join(broken, on=["edit", "split"])
+        .drop(columns=["concept"])
+    )
     silenced = {label: sum(map(len, point.units.values())) for label, point in facts.items()}
     what = pd.DataFrame({label: {**p._asdict(), "silenced": silenced[label]} for label, p in facts.items()}).T
     what = what.drop(columns=["units"])
@@ -215,7 +232,7 @@ def rows(table: pd.DataFrame, concept: str, facts: Mapping[str, Point]) -> pd.Da
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Three rows of axes: the concept's own prompts by rate and by log-odds, and what else must survive."""
+    """Rows of axes: the concept by rate and log-odds, how far its pictures move, and what else must survive."""
     concepts = list(dict.fromkeys(table["concept"]))
     methods = [name for name in dict.fromkeys(table["method"]) if name != "random"]
     styles = {**{name: {"color": COLOURS[i % 6], "marker": "osD^vP"[i % 6]} for i, name in enumerate(methods)},
@@ -223,9 +240,10 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     panels = [
         ("explicit", ("rate", "low", "high"), "concept shown"),
         ("explicit", ("change", "change_low", "change_high"), "change of its log-odds"),
+        ("explicit", ("moved", "moved_low", "moved_high"), "how far pictures move (1 - cosine)"),
         ("preserve_test", ("rate", "low", "high"), "preserve_test shown"),
     ]
-    figure = Figure(figsize=(3.4 * len(concepts) + 1, 9.2))
+    figure = Figure(figsize=(3.4 * len(concepts) + 1, 12))
     grid = figure.subplots(len(panels), len(concepts), sharex=True, sharey="row", squeeze=False)
     for column, concept in enumerate(concepts):
         for axis, (split, columns, label) in zip(grid[:, column], panels, strict=True):
@@ -243,7 +261,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             if column == 0:
                 axis.set_ylabel(label)
         grid[0, column].set_title(concept)
-        grid[-1, column].set_xlabel("neurons silenced (filled: mean, open: zero)")
+        grid[-1, column].set_xlabel("neurons silenced (filled: mean, open: zero)", fontsize=8)
     grid[0, -1].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
