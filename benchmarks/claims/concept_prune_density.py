@@ -80,7 +80,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 x, y = line["density_unet"].astype(float) * 100, line["value"].astype(float)
                 reach = [y - line["ci_low"], line["ci_high"] - y]
                 axis.errorbar(x, y, reach if kind == "skilled" else None, marker=marker, linestyle=style, markersize=4,
-                              color=colours[window], linewidth=1, elinewidth=0.6, label=f"{kind}, {window}")  # fmt: skip
+                              color=colours[window], linewidth=1, elinewidth=0.6,
+                              label=f"{kind}, {window}")  # fmt: skip
             axis.axhline(part["original"].iloc[0], color="black", linewidth=0.8, linestyle="--")
             axis.axvline(PAPER * 100, color="0.7", linewidth=0.8)
             axis.set(xscale="log", ylim=(-0.03, 1.03), title=concept if split == SPLITS[0] else "")

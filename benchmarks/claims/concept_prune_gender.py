@@ -55,7 +55,8 @@ def main() -> None:
             edit = erase.concept_prune(pipe, nm, skill_ratio=ratio, window=WINDOWS[args.window])
             edits[f"{direction} {ratio:g}"] = edit
             facts[f"{direction} {ratio:g}"] = {"direction": direction, "skill_ratio": ratio, "pruned": pruned,
-                                               "wanted": wanted, "density_unet": density_of_unet(pipe, edit)}  # fmt: skip
+                                               "wanted": wanted,
+                                               "density_unet": density_of_unet(pipe, edit)}  # fmt: skip
     out = args.out / "judged" / "gender"
     probe.evaluate(pipe, edits, args.concepts, world=world, splits=("explicit",), n_prompts=args.images,
                    metrics=("rate",), batch_size=args.batch_size, out=out)  # fmt: skip
@@ -100,11 +101,12 @@ def looked(out: Path, names: Sequence[str]) -> pd.DataFrame:
     """Every judged picture: ``edit_id, concept, prompt, seed, shown, man`` (the judge's), ``style``."""
     rows = []
     for row in read_rows(out):
-        if row["concept"] not in names:
+        about = row["prompt_id"].partition("/")[0]
+        if about not in names:
             continue
         scores = {label: value or 0.0 for label, value in row["scores"][row["judge"]].items()}
         styles = {label.partition("/")[2]: v for label, v in scores.items() if label.startswith("style/")}
-        rows.append({"edit_id": row["edit_id"], "concept": row["concept"], "prompt": row["prompt"],
+        rows.append({"edit_id": row["edit_id"], "concept": about, "prompt": row["prompt"],
                      "seed": int(row["seed"]), "shown": row["shown"],
                      "man": scores.get("gender/man", 0.0) > scores.get("gender/woman", 0.0),
                      "style": max(styles, key=styles.__getitem__) if styles else ""})  # fmt: skip

@@ -63,7 +63,9 @@ POINTS: dict[str, dict[str, Any]] = {
 # --- Trainings --------------------------------------------------------------------------------------------------------
 
 
-def trained(pipe: Any, concept: Any, method: str, seed: int, out: Path, setting: Mapping[str, Any] | None = None) -> Any:
+def trained(
+    pipe: Any, concept: Any, method: str, seed: int, out: Path, setting: Mapping[str, Any] | None = None
+) -> dict[int, erase.Edit]:
     """Iterations -> the edit after so many; trained once, read from its folder afterwards."""
     setting = SETTINGS[method][0] if setting is None else setting
     objective = method.removeprefix("p-")
@@ -188,7 +190,8 @@ def attacked(pipe: Any, one: Contender, world: Any, args: argparse.Namespace, me
     n = args.prompts or PROMPTS.get(one.concept, 20)
     label = f"{one.concept}-{one.method}-{one.seed}-{one.edit.id[:8]}-{method}"
     return probe.attack(pipe, world[one.concept], edit=one.edit, method=method, protocol="adaptive", vocab="banned",
-                        budget="quick", n_prompts=n, batch_size=args.batch_size, out=args.out / "attacks" / label)  # fmt: skip
+                        budget="quick", n_prompts=n, batch_size=args.batch_size,
+                        out=args.out / "attacks" / label)  # fmt: skip
 
 
 def prompt_by_prompt(out: Path, attack: Any, pipe: Any, edit: Any) -> pd.DataFrame:
@@ -223,9 +226,7 @@ def robustness(base: pd.DataFrame, pruned: pd.DataFrame, resamples: int = 10_000
     with np.errstate(divide="ignore", invalid="ignore"):
         value, replicates = 1 - total[1] / total[0], 1 - again[1] / again[0]
     # a draw in which the base stands firm says nothing about the ratio; with many of them there is no interval
-    low, high = (
-        np.nanpercentile(replicates, (2.5, 97.5)) if np.mean(again[0] == 0) < 0.025 else (np.nan, np.nan)
-    )
+    low, high = np.nanpercentile(replicates, (2.5, 97.5)) if np.mean(again[0] == 0) < 0.025 else (np.nan, np.nan)
     return {"asr_base": total[0] / max(n, 1), "asr_pruned": total[1] / max(n, 1), "reduction": float(value),
             "low": float(low), "high": float(high), "n": n, "prompts": len(prompts)}  # fmt: skip
 

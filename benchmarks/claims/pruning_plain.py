@@ -4,7 +4,8 @@
         [--seeds 3] [--dtype bfloat16]
 
 ``--tune`` runs the few settings of every method on one training seed and judges their checkpoints on tuning prompts
-(24 pictures of the concept, 24 of ``preserve_fit``); ``--settings 0 3`` takes some of them, by number. Without it the
+(24 pictures of the concept, 24 of ``preserve_fit``); ``--settings 0 3`` takes some of them, by number, ``--gates`` one
+kind of gate; ``chosen_gates`` marks the better of each kind, which decides the default. Without it the
 setting of SETTINGS in `pruning_common.py` (chosen that way) is trained with every seed and judged on test prompts.
 Writes ``pruning_plain.csv`` (or ``pruning_plain_tuning.csv``) and a figure beside this file.
 """
@@ -12,6 +13,7 @@ Writes ``pruning_plain.csv`` (or ``pruning_plain_tuning.csv``) and a figure besi
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from matplotlib.figure import Figure
 from pruning_common import (
     BARS,
     CHECKPOINTS,
-    HERE,
     METHODS,
     PROMPTS,
     SEEDS,
@@ -41,6 +42,7 @@ from pruning_common import (
 import probe
 
 OTHERS = 40
+GATES = ("hard-concrete", "straight-through")
 
 
 def main() -> None:
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--settings", nargs="+", type=int, help="with --tune: which of TRIED, from 0")
+    parser.add_argument("--gates", nargs="+", default=list(GATES), choices=GATES, help="with --tune: of P-ESD and P-AC")
     parser.add_argument("--others", type=int, default=OTHERS, help="pictures of preserve_test")
     args = parsed(parser)
     if args.plan:
@@ -64,7 +67,8 @@ def main() -> None:
 
 def settings_of(method: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Which settings are tried."""
-    return [TRIED[method][i] for i in args.settings or range(len(TRIED[method])) if i < len(TRIED[method])]
+    chosen_ones = [TRIED[method][i] for i in args.settings or range(len(TRIED[method])) if i < len(TRIED[method])]
+    return [setting for setting in chosen_ones if setting.get("gates", args.gates[0]) in args.gates]
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -87,6 +91,10 @@ def tune(pipe: Any, world: probe.World, args: argparse.Namespace) -> pd.DataFram
         tried = {method: settings_of(method, args) for method in args.methods}
         table = strengths(pipe, world, world[name], tried, args.out).reset_index(drop=True)
         table["chosen"] = False
+        table["gates"] = [json.loads(setting).get("gates", "") for setting in table["setting"]]
+        table["chosen_gates"] = False
+        for _, part in table.groupby(["method", "gates"]):
+            table.loc[chosen(part).name, "chosen_gates"] = True
         for _, part in table.groupby("method"):
             best = chosen(part)
             table.loc[best.name, "chosen"] = True

@@ -1,6 +1,7 @@
 """Does pruning keep the concept's neurons from being lit again? Reactivation, ESD against P-ESD and AC against P-AC.
 
-    python benchmarks/claims/pruning_sensitivity.py [--plan] [--concepts weapon ...] [--pairs p-esd p-ac] [--dtype bfloat16]
+    python benchmarks/claims/pruning_sensitivity.py [--plan] [--concepts weapon ...] [--pairs p-esd p-ac]
+        [--dtype bfloat16]
 
 The edits and their adaptive attack sets are those of `pruning_attacked.py` (figure 5 of the P-ESD paper); run that row
 first, or this one makes them. Every edit has its own most erased neurons, chosen on tuning prompts. Sensitivities are
@@ -11,7 +12,6 @@ group, x_t and quantity) and a figure of the first concept's pairs beside this f
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -62,7 +62,7 @@ def plan(args: argparse.Namespace) -> None:
     for name in args.concepts:
         n = args.prompts or PROMPTS.get(name, 20)
         seeds = min(args.seeds, SEEDS.get(name, args.seeds))
-        # shared x_t: the original's denoising once, and a forward a step and condition, which costs as much as a picture
+        # at shared x_t: the original's denoising once, then forwards of every step and condition, as many as drawing
         pictures += len(methods) * seeds * (2 * CONDITIONS * n + n + 3 * SELECTING)
     tell(pictures, trainings_left(methods, args), args)
     print("attacks are not counted here: pruning_attacked.py --attacks unlearn_diff --plan")
