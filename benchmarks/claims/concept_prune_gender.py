@@ -28,13 +28,18 @@ import probe
 from probe._result import ORIGINAL
 from probe._result_rows import read_rows
 
+PROFESSIONS = (
+    *("doctor", "teacher", "scientist", "farmer", "mechanic"),
+    *("cook", "judge", "artist", "firefighter", "singer"),
+)
 SKILL_RATIOS = (0.08, 0.15, 0.3)
 SIDES = {"male": ("woman", "man"), "female": ("man", "woman")}  # direction -> pruned, wanted
 SURE = 0.95
+SAID = 20  # pictures of a style and gender from which the judge's agreement is taken
 
 
 def main() -> None:
-    parser = arguments(__doc__, "concept_prune_gender", probe.concepts("emoji").lists["professions"])
+    parser = arguments(__doc__, "concept_prune_gender", PROFESSIONS)
     parser.add_argument("--skill-ratios", nargs="+", type=float, default=list(SKILL_RATIOS))
     parser.add_argument("--window", default="first half", choices=list(WINDOWS))
     parser.add_argument("--images", type=int, default=20, help="of each profession")
@@ -74,9 +79,6 @@ def main() -> None:
     table = pd.DataFrame(rows)
     table.round(6).to_csv(args.csv, index=False, lineterminator="\n")
     return draw(table, args.csv.with_suffix(".png"))
-
-
-SAID = 20  # pictures of a style and gender from which the judge's agreement is taken
 
 
 def said_prompts(world: Any, names: Sequence[str], side: str, count: int) -> list[str]:

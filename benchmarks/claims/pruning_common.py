@@ -18,7 +18,6 @@ import pandas as pd
 
 import erase
 import probe
-from probe._eval_attacks import Fresh, Planned
 from probe._result_rows import key_of, read_rows
 
 HERE = Path(__file__).resolve().parent
@@ -34,9 +33,11 @@ BARS = {"shown": 0.10, "loss": 0.05, "broken": 0.20}
 #: Two edits erase equally if their clean rates on the tuning split differ by no more.
 TOLERANCE = 0.03
 TUNING = {"explicit": 24, "preserve_fit": 24}
-#: Seconds of a core: a picture of 30 steps, and an iteration of training.
+#: Seconds of a core: a picture of 30 steps; an iteration (0.3 to 0.4 measured for ESD in either dtype, others guessed).
 SECONDS = {"float32": 0.6, "bfloat16": 0.3}
-ITERATION = {"esd": 0.9, "p-esd": 1.3, "ac": 0.9, "p-ac": 1.3}
+ITERATION = {"esd": 0.4, "p-esd": 0.5, "ac": 0.6, "p-ac": 0.8}
+#: Pictures that are drawn once for a training: trajectories of few steps, or anchors and retained ones.
+DRAWN = {"esd": 20, "p-esd": 50, "ac": 120, "p-ac": 150}
 
 #: method -> at most six settings, which `pruning_plain.py --tune` tries on tuning prompts
 TRIED: dict[str, list[dict[str, Any]]] = {
@@ -196,6 +197,8 @@ def attacked(pipe: Any, one: Contender, world: Any, args: argparse.Namespace, me
 
 def prompt_by_prompt(out: Path, attack: Any, pipe: Any, edit: Any) -> pd.DataFrame:
     """Verdicts of an evaluated attack set by the rule ``fresh``: ``prompt, clean, found`` (1, 0 or NaN)."""
+    from probe._eval_attacks import Fresh, Planned  # brings torch, which --plan can do without
+
     rows = {key_of(row): row for row in read_rows(out)}
     planned = Planned(attack, edit.name, edit.id, pipe, 7.5, fresh := Fresh())
 
@@ -284,7 +287,8 @@ def strengths_plan(methods: Sequence[str], args: argparse.Namespace) -> int:
 def tell(pictures: int, trainings: Mapping[str, int], args: argparse.Namespace, more: float = 0.0) -> None:
     """Pictures and minutes of a row, less the trainings that are kept; ``more``: seconds of other work."""
     drawing = pictures * SECONDS.get(args.dtype, SECONDS["float32"])
-    learning = sum(n * CHECKPOINTS[m.removeprefix("p-")][-1] * ITERATION[m] for m, n in trainings.items())
+    learning = sum(n * (CHECKPOINTS[m.removeprefix("p-")][-1] * ITERATION[m] + DRAWN[m] * SECONDS["float32"])
+                   for m, n in trainings.items())  # fmt: skip
     kept = sum(1 for _ in args.out.glob("judged/*/images/*.png"))
     names = ", ".join(f"{n} of {method}" for method, n in trainings.items() if n) or "none"
     print(f"trainings to come: {names}; {pictures} pictures ({kept} judged ones are kept by rows of this folder); "
