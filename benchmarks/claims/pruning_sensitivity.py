@@ -65,7 +65,7 @@ def plan(args: argparse.Namespace) -> None:
         # at shared x_t: the original's denoising once, then forwards of every step and condition, as many as drawing
         pictures += len(methods) * seeds * (2 * CONDITIONS * n + n + 3 * SELECTING)
     tell(pictures, trainings_left(methods, args), args)
-    print("attacks are not counted here: pruning_attacked.py --attacks unlearn_diff --plan")
+    print("attacks are not counted here: pruning_attacked.py --baselines --plan")
 
 
 def measured(pipe: Any, world: Any, one: Contender, args: argparse.Namespace) -> Any:
