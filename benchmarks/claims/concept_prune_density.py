@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from concept_prune_common import WINDOWS, arguments, density_of_unet, opened, parsed, skill_map, tell
 from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 line = line.sort_values("skill_ratio")
                 marker, style = styles[kind]
                 x, y = line["density_unet"].astype(float) * 100, line["value"].astype(float)
-                reach = [y - line["ci_low"], line["ci_high"] - y]
+                reach = np.clip(np.array([y - line["ci_low"], line["ci_high"] - y], float), 0, None)
                 axis.errorbar(x, y, reach if kind == "skilled" else None, marker=marker, linestyle=style, markersize=4,
                               color=colours[window], linewidth=1, elinewidth=0.6,
                               label=f"{kind}, {window}")  # fmt: skip

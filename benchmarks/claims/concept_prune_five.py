@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from concept_prune_common import WINDOWS, arguments, density_of_unet, opened, parsed, protected, skill_map, tell
 from matplotlib.figure import Figure
@@ -79,11 +80,12 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     unions = table[table["kind"] != "alone"]
     for colour, (kind, line) in zip(("#0072B2", "#009E73", "0.55"), unions.groupby("kind", sort=False), strict=False):
-        left.errorbar(line["skill_ratio"], line["shown"], [line["shown"] - line["low"], line["high"] - line["shown"]],
-                      marker="o", color=colour, label=kind)  # fmt: skip
+        reach = np.clip([line["shown"] - line["low"], line["high"] - line["shown"]], 0, None)
+        left.errorbar(line["skill_ratio"], line["shown"], reach, marker="o", color=colour, label=kind)
         reach = [line["preserve_test_loss"] - line["preserve_test_low"],
                  line["preserve_test_high"] - line["preserve_test_loss"]]  # fmt: skip
-        right.errorbar(line["skill_ratio"], line["preserve_test_loss"], reach, marker="o", color=colour, label=kind)
+        right.errorbar(line["skill_ratio"], line["preserve_test_loss"], np.clip(reach, 0, None), marker="o",
+                       color=colour, label=kind)  # fmt: skip
     alone = table[table["kind"] == "alone"].groupby("skill_ratio")["shown"].mean()
     left.plot(alone.index, alone, "k:", marker="x", label="each mask alone, mean")
     left.axhline(unions["original"].iloc[0], color="black", linewidth=0.8, linestyle="--")

@@ -128,7 +128,7 @@ def strengths(
 
 def summary(table: pd.DataFrame, kept: str) -> pd.DataFrame:
     """One row an edit: ``shown, low, high, original, broken, loss, loss_low, loss_high``."""
-    cells = table.set_index(["split", "metric", "edit"])
+    cells = table.set_index(["split", "metric", "edit"]).sort_index()
     own, broken, others = (cells.loc[key] for key in (("explicit", "rate"), ("explicit", "broken"), (kept, "rate")))
     return pd.DataFrame({
         "shown": own["value"], "low": own["ci_low"], "high": own["ci_high"], "original": own["original"],

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from pruning_common import (
@@ -134,6 +135,7 @@ def draw(table: pd.DataFrame, names: list[str], file: Path) -> None:
             colour = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")[i % 4]
             reach = [[rows["shown"] - rows["low"], rows["high"] - rows["shown"]],
                      [rows["loss"] - rows["loss_low"], rows["loss_high"] - rows["loss"]]]  # fmt: skip
+            reach = np.clip(np.array(reach, float), 0, None)
             ax.errorbar(rows["shown"], rows["loss"], reach[1], reach[0], fmt="none", ecolor=colour, elinewidth=0.7)
             ax.scatter(rows["shown"], rows["loss"], 20 + 200 * rows["broken"].astype(float), color=colour, alpha=0.7,
                        label=method)  # fmt: skip
