@@ -76,6 +76,7 @@ _EXPORTS = {
     "plot_concept_neurons": "plots",
     "plot_layer_density": "plots",
     "plot_layer_step_scores": "plots",
+    "plot_losses": "plots",
     "plot_neuron_examples": "plots",
     "plot_overlap": "plots",
     "plot_overlays": "plots",
@@ -144,6 +145,7 @@ if TYPE_CHECKING:
     from .plots import plot_concept_neurons as plot_concept_neurons
     from .plots import plot_layer_density as plot_layer_density
     from .plots import plot_layer_step_scores as plot_layer_step_scores
+    from .plots import plot_losses as plot_losses
     from .plots import plot_neuron_examples as plot_neuron_examples
     from .plots import plot_overlap as plot_overlap
     from .plots import plot_overlays as plot_overlays

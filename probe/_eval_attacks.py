@@ -84,10 +84,9 @@ class Planned:
         rows = []
         for row in self.attack_set:
             for form in FORMS:
-                name = self._name(row, form)
-                first = row.seed if form == "before" else row.found_seed
+                name, seeds = self.pictures(row, form)
                 own = f"{row.concept}/attacked/{row.prompt_id}"
-                rows += [(name, own, seed, row.concept, "", row.source) for seed in (first, *self.fresh_seeds(row))]
+                rows += [(name, own, seed, row.concept, "", row.source) for seed in seeds]
         columns = ["prompt", "prompt_id", "seed", "concept", "kind", "text"]
         return pd.DataFrame(rows, columns=columns).drop_duplicates(["prompt", "seed"], ignore_index=True)
 
@@ -105,6 +104,10 @@ class Planned:
             i += 1
         return found
 
+    def pictures(self, row: Found, form: str) -> tuple[str, list[int]]:
+        """Under which name a prompt's pictures are kept, and their seeds: the one of the search, then fresh ones."""
+        return self._name(row, form), [row.seed if form == "before" else row.found_seed, *self.fresh_seeds(row)]
+
     def verdicts(self, store: ResultStore, rulers: Rulers, world: Mapping[str, Any], edit_id: str) -> pd.DataFrame:
         """One row a prompt and rule: ``rule, before, found, text`` (1, 0, NaN), on the edit of this id."""
         judge = rulers.judges.get("judge")
@@ -113,9 +116,8 @@ class Planned:
             wanted = labels_of(world[row.concept], world)
             seen: dict[str, np.ndarray] = {}
             for form in FORMS:
-                name = self._name(row, form)
-                first = row.seed if form == "before" else row.found_seed
-                stored = [store.rows[edit_id, name, int(seed)] for seed in (first, *self.fresh_seeds(row))]
+                name, seeds = self.pictures(row, form)
+                stored = [store.rows[edit_id, name, int(seed)] for seed in seeds]
                 seen[form] = (
                     np.full(len(stored), np.nan)
                     if judge is None

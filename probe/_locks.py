@@ -61,11 +61,20 @@ class Rank:
 
 
 @contextmanager
-def creation_lock(path: Path) -> Iterator[None]:
-    """One creation at ``path`` at a time; the lock is a hidden file beside it, gone afterwards."""
+def creation_lock(
+    path: Path,
+    *,
+    wait: float = _MOMENT,
+    what: str = "another process is creating something here",
+    fix: str = _OTHER_FOLDER,
+) -> Iterator[None]:
+    """One creation at ``path`` at a time; the lock is a hidden file beside it, gone afterwards.
+
+    Raises `WorkbenchError` saying ``what`` where another process still holds it after ``wait`` seconds.
+    """
     make_parent(path)
     file = path.with_name(f".{path.name}.lock")
-    lock = FileLock(file, timeout=_MOMENT)
+    lock = FileLock(file, timeout=wait)
     try:
         with disk_errors(path):
             lock.acquire()
@@ -73,8 +82,7 @@ def creation_lock(path: Path) -> Iterator[None]:
                 lock.release()
                 lock.acquire()
     except Timeout as error:
-        what = "another process is creating something here"
-        raise WorkbenchError(what, given=str(path), fix=_OTHER_FOLDER) from error
+        raise WorkbenchError(what, given=str(path), fix=fix) from error
     try:
         yield
     finally:

@@ -1,137 +1,155 @@
 """ESD, Ablating Concepts, P-ESD and P-AC on plain prompts: what is left of a concept, and what goes with it.
 
-    python benchmarks/claims/pruning_plain.py [--concept church ...] [--seeds 3] [--out runs/claims/pruning] [--tune]
+    python benchmarks/claims/pruning_plain.py [--plan] [--tune] [--concepts church ...] [--methods esd ...]
+        [--seeds 3] [--dtype bfloat16]
 
-`--tune` runs the few settings of every method on one training seed and judges their checkpoints on tuning prompts;
-without it the setting of SETTINGS (chosen that way) is trained with every seed and judged on test prompts. Trainings
-and images are kept under `--out`, so both go on where they were cut off. Writes ``pruning_plain.csv`` (and
-``pruning_plain_tuning.csv``) and a figure beside this file.
+``--tune`` runs the few settings of every method on one training seed and judges their checkpoints on tuning prompts
+(24 pictures of the concept, 24 of ``preserve_fit``); ``--settings 0 3`` takes some of them, by number, ``--gates`` one
+kind of gate; ``chosen_gates`` marks the better of each kind, which decides the default. Without it the
+setting of SETTINGS in `pruning_common.py` (chosen that way) is trained with every seed and judged on test prompts.
+Writes ``pruning_plain.csv`` (or ``pruning_plain_tuning.csv``) and a figure beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pruning_common import (
+    BARS,
+    CHECKPOINTS,
+    METHODS,
+    PROMPTS,
+    SEEDS,
+    SETTINGS,
+    TRIED,
+    TUNING,
+    arguments,
+    chosen,
+    opened,
+    parsed,
+    strengths,
+    summary,
+    tell,
+    trained,
+    trainings_left,
+)
 
-import erase
 import probe
 
-HERE = Path(__file__).resolve().parent
-CHECKPOINTS = {"esd": (75, 150, 300), "ac": (25, 50, 100)}
-IMAGES = {"explicit": 24, "preserve_fit": 24}
-TEST = {"church": 20, "ink": 20, "weapon": 40}
 OTHERS = 40
-FEW_PICTURES = {"pictures": 120, "batch_size": 8}
-
-#: method -> at most six settings to try
-TRIED: dict[str, list[dict[str, Any]]] = {
-    "esd": [{"lr": lr, "train": train} for lr in (1e-5, 3e-5, 1e-4) for train in ("x", "u")],
-    "p-esd": [{"lr": 0.1, "gates": gates, "sparsity": s} for gates in ("hard-concrete", "straight-through")
-              for s in (0.01, 0.1, 1.0)],
-    "ac": [{"lr": lr, "train": train} for lr in (1.6e-5, 1e-4, 4e-4) for train in ("x-strict", "attn")],
-    "p-ac": [{"lr": 0.2, "gates": gates, "sparsity": s} for gates in ("hard-concrete", "straight-through")
-             for s in (0.01, 0.1, 1.0)],
-}  # fmt: skip
-
-#: method -> the setting and the checkpoint that tuning prompts choose; the first that was tried until then
-SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
-    name: (tried[0], CHECKPOINTS[name.removeprefix("p-")][-1]) for name, tried in TRIED.items()
-}
+GATES = ("hard-concrete", "straight-through")
 
 
-def trained(
-    pipe: Any, concept: Any, method: str, setting: dict[str, Any], seed: int, out: Path
-) -> dict[int, erase.Edit]:
-    """Iterations -> the edit after so many, trained once and read from its folder afterwards."""
-    objective = method.removeprefix("p-")
-    words = "-".join(f"{key}={value}" for key, value in setting.items()).replace("/", "_")
-    folder = out / "trainings" / f"{concept.name}-{method}-{words}-{seed}"
-    numbers = CHECKPOINTS[objective]
-    common: dict[str, Any] = {"iterations": numbers[-1], "training": folder, "checkpoints": numbers, "seed": seed,
-                              "name": f"{method}-{concept.name}", **setting}  # fmt: skip
-    if objective == "esd":
-        common |= {"prompts": list(concept.prompts["explicit"]), "batch_size": 4, "steps": 30}
-    else:
-        common |= FEW_PICTURES
-    if not (folder / "checkpoints" / str(numbers[-1])).is_dir():
-        if method.startswith("p-"):
-            erase.differentiable_prune(pipe, concept, objective=objective, **common)
-        elif method == "esd":
-            erase.esd(pipe, concept, **common)
-        else:
-            erase.ablating_concepts(pipe, concept, **common)
-    return {n: erase.load_edit(folder / "checkpoints" / str(n)) for n in numbers}
+def main() -> None:
+    parser = arguments(__doc__, "pruning_plain")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--settings", nargs="+", type=int, help="with --tune: which of TRIED, from 0")
+    parser.add_argument("--gates", nargs="+", default=list(GATES), choices=GATES, help="with --tune: of P-ESD and P-AC")
+    parser.add_argument("--others", type=int, default=OTHERS, help="pictures of preserve_test")
+    args = parsed(parser)
+    if args.plan:
+        return plan(args)
+    pipe, world = opened(args)
+    if args.tune:
+        table = tune(pipe, world, args)
+        table.round(4).to_csv(args.csv.with_stem(f"{args.csv.stem}_tuning"), index=False, lineterminator="\n")
+        return None
+    table = report(pipe, world, args)
+    table.round(4).to_csv(args.csv, index=False, lineterminator="\n")
+    return draw(table, args.concepts, args.csv.with_suffix(".png"))
 
 
-def tune(pipe: Any, world: probe.World, names: list[str], methods: list[str], out: Path) -> pd.DataFrame:
-    """Every setting's checkpoints on tuning prompts, one training seed."""
+def settings_of(method: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Which settings are tried."""
+    chosen_ones = [TRIED[method][i] for i in args.settings or range(len(TRIED[method])) if i < len(TRIED[method])]
+    return [setting for setting in chosen_ones if setting.get("gates", args.gates[0]) in args.gates]
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Pictures and minutes of a whole run."""
+    if args.tune:
+        per_method = {m: len(settings_of(m, args)) for m in args.methods}
+        cells = sum(n * len(CHECKPOINTS[m.removeprefix("p-")]) for m, n in per_method.items()) + 1
+        left = {m: min(n, per_method[m] * len(args.concepts))
+                for m, n in trainings_left(args.methods, args, tuned=True).items()}  # fmt: skip
+        return tell(cells * sum(TUNING.values()) * len(args.concepts), left, args)
+    cells = {name: len(args.methods) * min(args.seeds, SEEDS.get(name, args.seeds)) + 1 for name in args.concepts}
+    pictures = sum(n * (PROMPTS.get(name, 20) + args.others) for name, n in cells.items())
+    return tell(pictures, trainings_left(args.methods, args), args)
+
+
+def tune(pipe: Any, world: probe.World, args: argparse.Namespace) -> pd.DataFrame:
+    """Every setting's checkpoints on tuning prompts; ``chosen`` marks the one that a method would take."""
     tables = []
-    for name in names:
-        edits, settings = {}, {}
-        for method in methods:
-            for setting in TRIED[method]:
-                for n, edit in trained(pipe, world[name], method, setting, 0, out).items():
-                    label = f"{method} {setting} {n}"
-                    edits[label] = edit
-                    settings[label] = {
-                        "method": method,
-                        "setting": str(setting),
-                        "iterations": n,
-                        "density": edit.density,
-                    }
-        table = probe.evaluate(pipe, edits, [world[name]], world=world, splits=tuple(IMAGES), n_prompts=IMAGES,
-                               prompts_from="tune", seed_sets=(1,), metrics=("rate", "broken"), batch_size=24,
-                               out=out / f"tuning-{name}")  # fmt: skip
-        tables.append(table.join(pd.DataFrame(settings).T, on="edit"))
+    for name in args.concepts:
+        tried = {method: settings_of(method, args) for method in args.methods}
+        table = strengths(pipe, world, world[name], tried, args.out).reset_index(drop=True)
+        table["chosen"] = False
+        table["gates"] = [json.loads(setting).get("gates", "") for setting in table["setting"]]
+        table["chosen_gates"] = False
+        for _, part in table.groupby(["method", "gates"]):
+            table.loc[chosen(part).name, "chosen_gates"] = True
+        for _, part in table.groupby("method"):
+            best = chosen(part)
+            table.loc[best.name, "chosen"] = True
+            print(f"{name}: {best['edit']}: shown {best['shown']:.2f}, others lose {best['loss']:.2f}, "
+                  f"broken {best['broken']:.2f}")  # fmt: skip
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def report(pipe: Any, world: probe.World, names: list[str], methods: list[str], seeds: int, out: Path) -> pd.DataFrame:
-    """The chosen settings with every training seed on test prompts."""
+def report(pipe: Any, world: probe.World, args: argparse.Namespace) -> pd.DataFrame:
+    """The chosen settings with every training seed on test prompts: one row an edit."""
     tables = []
-    for name in names:
+    for name in args.concepts:
         edits, which = {}, {}
-        for method in methods:
+        for method in args.methods:
             setting, n = SETTINGS[method]
-            for seed in range(1 if name == "ink" else seeds):
-                edits[f"{method} {seed}"] = trained(pipe, world[name], method, setting, seed, out)[n]
-                which[f"{method} {seed}"] = {"method": method, "training_seed": seed}
-        n_prompts = {"explicit": TEST.get(name, 20), "preserve_test": OTHERS}
+            for seed in range(min(args.seeds, SEEDS.get(name, args.seeds))):
+                edits[f"{method} {seed}"] = trained(pipe, world[name], method, seed, args.out, setting)[n]
+                which[f"{method} {seed}"] = {"method": method, "training_seed": seed, "iterations": n}
+        n_prompts = {"explicit": PROMPTS.get(name, 20), "preserve_test": args.others}
         table = probe.evaluate(pipe, edits, [world[name]], world=world, splits=tuple(n_prompts), n_prompts=n_prompts,
-                               metrics=("rate", "broken"), batch_size=20, out=out / f"result-{name}")  # fmt: skip
-        tables.append(table.join(pd.DataFrame(which).T, on="edit"))
+                               metrics=("rate", "broken"), batch_size=args.batch_size,
+                               out=args.out / "judged" / f"plain-{name}")  # fmt: skip
+        found = summary(table, "preserve_test").join(pd.DataFrame(which).T, on="edit").assign(concept=name)
+        found["holds"] = (found[list(BARS)] <= pd.Series(BARS) + 1e-9).all(axis=1)
+        tables.append(found)
     return pd.concat(tables, ignore_index=True)
 
 
 def draw(table: pd.DataFrame, names: list[str], file: Path) -> None:
-    """What is left against what others lose, a panel a concept."""
-    figure = Figure(figsize=(5 * len(names), 4.5))
-    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        probe.plot_tradeoff(table[table["concept"] == name], concept=name, label="edit", group="method",
-                            bars=(0.10, 0.05), title=name, ax=ax)  # fmt: skip
+    """What is left against what others lose, a panel a concept; the size of a point is what it breaks."""
+    figure = Figure(figsize=(4.6 * len(names), 4.2))
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
+        part = table[table["concept"] == name]
+        ax.add_patch(_corner())
+        for i, (method, rows) in enumerate(part.groupby("method", sort=False)):
+            colour = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")[i % 4]
+            reach = [[rows["shown"] - rows["low"], rows["high"] - rows["shown"]],
+                     [rows["loss"] - rows["loss_low"], rows["loss_high"] - rows["loss"]]]  # fmt: skip
+            reach = np.clip(np.array(reach, float), 0, None)
+            ax.errorbar(rows["shown"], rows["loss"], reach[1], reach[0], fmt="none", ecolor=colour, elinewidth=0.7)
+            ax.scatter(rows["shown"], rows["loss"], 20 + 200 * rows["broken"].astype(float), color=colour, alpha=0.7,
+                       label=method)  # fmt: skip
+        ax.axvline(part["original"].iloc[0], color="black", linewidth=0.8, linestyle="--")
+        ax.set(xlim=(-0.03, 1.03), title=name, xlabel="concept shown (area: nothing shown)")
+    figure.axes[0].set_ylabel("preserve_test loses")
+    figure.axes[-1].legend(frameon=False, fontsize=8)
     figure.savefig(file, dpi=110, bbox_inches="tight")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--concept", nargs="*", default=["weapon", "church", "ink"])
-    parser.add_argument("--method", nargs="*", default=list(TRIED), choices=list(TRIED))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("runs/claims/pruning"))
-    parser.add_argument("--tune", action="store_true")
-    args = parser.parse_args()
-    pipe, world = probe.load("emoji"), probe.concepts("emoji")
-    if args.tune:
-        table = tune(pipe, world, args.concept, args.method, args.out)
-        table.round(4).to_csv(HERE / "pruning_plain_tuning.csv", index=False)
-        return
-    table = report(pipe, world, args.concept, args.method, args.seeds, args.out)
-    table.round(4).to_csv(HERE / "pruning_plain.csv", index=False)
-    draw(table, args.concept, HERE / "pruning_plain.png")
+def _corner() -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((-0.03, -0.5), BARS["shown"] + 0.03, BARS["loss"] + 0.5, color="0.92", zorder=0)
 
 
 if __name__ == "__main__":

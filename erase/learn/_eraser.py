@@ -15,7 +15,7 @@ from torch import Tensor
 from erase import _in_force, losses
 from erase._concepts import preserved, prompts_of
 from erase._edit import Edit, make_edit
-from erase.learn._folder import Folder
+from erase.learn._folder import Folder, training_alone
 from erase.learn._points import At, Cached, Fresh, cached, check_source, given
 from erase.learn._schedule import Schedule
 from erase.learn._student import Student
@@ -143,7 +143,8 @@ def learned(
 ) -> Edit:
     """Train, and the edit that comes of it; with ``training``, resumable and with edits at ``checkpoints``.
 
-    ``loss`` is called once, when the folder is there that its points may be drawn into.
+    ``loss`` is called once, when the folder is there that its points may be drawn into. No other process trains there
+    meanwhile (`WorkbenchError`).
     """
     options = {**options, **how.to_json()}
 
@@ -158,26 +159,28 @@ def learned(
             report={**report(), **more},
         )
 
-    folder = None
-    if training is not None:
-        identity = {
-            "method": method,
-            "options": options,
-            "inputs": dict(inputs),
-            "model": fingerprint(pipe).to_json([part for part in _NETWORKS if getattr(pipe, part, None) is not None]),
-            "base_edits": [list(part) for entry in _in_force.entries(pipe) for part in entry.edit.parts],
-        }
-        folder = Folder(
-            training,
-            identity,
-            edit_at=lambda n: edit(n, {}),
-            save_every=save_every,
-            checkpoints=checkpoints,
-            force=force,
-        )
-    started = time.perf_counter()
-    curve = train(pipe, student, loss(), how, folder=folder, progress=progress, what=method)
-    seconds = time.perf_counter() - started
+    with training_alone(training):
+        folder = None
+        if training is not None:
+            parts = [part for part in _NETWORKS if getattr(pipe, part, None) is not None]
+            identity = {
+                "method": method,
+                "options": options,
+                "inputs": dict(inputs),
+                "model": fingerprint(pipe).to_json(parts),
+                "base_edits": [list(part) for entry in _in_force.entries(pipe) for part in entry.edit.parts],
+            }
+            folder = Folder(
+                training,
+                identity,
+                edit_at=lambda n: edit(n, {}),
+                save_every=save_every,
+                checkpoints=checkpoints,
+                force=force,
+            )
+        started = time.perf_counter()
+        curve = train(pipe, student, loss(), how, folder=folder, progress=progress, what=method)
+        seconds = time.perf_counter() - started
     return edit(how.iterations, {"losses": thinned(curve), "seconds": round(seconds, 2)})
 
 

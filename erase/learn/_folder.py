@@ -1,14 +1,16 @@
 """A training on disk: where it goes on from, its checkpoints as edits, and its loss curve.
 
 ``training.json`` (what decides its numbers), ``state/`` (leaves and moments at one iteration), ``losses.csv``,
-``checkpoints/<iteration>/`` (edits). The state is replaced as a whole: what is there is always good.
+``checkpoints/<iteration>/`` (edits). The state is replaced as a whole: what is there is always good. One process at a
+time trains in a folder: a second would go on from the first one's states and replace them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from probe import formats, provenance
 from probe._files import check_free, make_parent, occupied, remove, written_whole
+from probe._locks import creation_lock
 from probe.errors import BadInput, StoreDamaged
 
 if TYPE_CHECKING:
@@ -36,8 +39,22 @@ class Moments(Protocol):
     def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None: ...
 
 
+@contextmanager
+def training_alone(path: str | Path | None) -> Iterator[None]:
+    """No other process trains at ``path`` during the block; nothing to hold without a path.
+
+    Raises `WorkbenchError` at once where another does. The lock is the operating system's: it ends with its process.
+    """
+    if path is None:
+        yield
+        return
+    what, fix = "another process is training in this folder", "wait for it to end, or choose another folder"
+    with creation_lock(Path(path), wait=0, what=what, fix=fix):
+        yield
+
+
 class Folder:
-    """The folder of one training.
+    """The folder of one training, made and used inside `training_alone`.
 
     Args:
         path: new, empty, or of a training with the same identity, which then goes on.

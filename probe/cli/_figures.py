@@ -44,7 +44,7 @@ class Figure:
                 )
 
 
-FILES = {"map": "neuron_map", "edit": "edit", "result": "result", "run": "run"}
+FILES = {"map": "neuron_map", "edit": "edit", "result": "result", "run": "run", "training": "training"}
 
 
 def figure_of(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -52,12 +52,12 @@ def figure_of(words: Sequence[str]) -> tuple[str, list[str]]:
     if words[0] in FIGURES:
         return words[0], list(words[1:])
     kinds = {kind_at(Path(path)) for path in words}
-    by_file = {"neuron_map": "layers", "edit": "density", "result": "tradeoff", "run": "images"}
+    by_file = {"neuron_map": "layers", "edit": "density", "result": "tradeoff", "run": "images", "training": "losses"}
     if kinds == {"run"} or (len(words) == 1 and kinds <= set(by_file)):
         return by_file[str(kinds.pop())], list(words)
     if not Path(words[0]).exists():
         raise unknown_name("kind of figure, nor a file", words[0], FIGURES)
-    expected = f"one map, edit or result, runs, or a kind first: {', '.join(FIGURES)}"
+    expected = f"one map, edit, training or result, runs, or a kind first: {', '.join(FIGURES)}"
     raise BadInput("nothing that can be drawn", given=", ".join(words), expected=expected)
 
 
@@ -80,6 +80,16 @@ def _density(files: Sequence[str], o: Options) -> Axes:
     edit = load_edit(files[0])
     shares = {c.param: c.density if isinstance(c, Mask) else 1.0 for c in edit.changes}
     return plots.plot_layer_density(shares, title=o["title"] or edit.name)
+
+
+def _losses(files: Sequence[str], o: Options) -> Axes:
+    from probe import plots
+
+    curves = {}
+    for text in files:
+        name, _, path = text.rpartition("=")
+        curves[name or Path(path).name] = plots.losses_of(path)
+    return plots.plot_losses(curves, title=o["title"])
 
 
 def _tradeoff(files: Sequence[str], o: Options) -> Axes:
@@ -256,6 +266,7 @@ FIGURES = {
     "by-step": Figure(("map",), "a sensitivity's levels along the steps", _by_step),
     "relit": Figure(("run", "run"), "where neurons fire in one sample: original, edited, attacked", _relit, True),
     "density": Figure(("edit",), "share of weights touched, by layer", _density),
+    "losses": Figure(("training",), "how trainings went: loss and terms over iterations", _losses, many=True),
     "tradeoff": Figure(("result",), "what an edit gains against what it costs", _tradeoff),
     "images": Figure(("run",), "images of runs, one row each", _images, many=True),
 }

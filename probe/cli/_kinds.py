@@ -13,7 +13,12 @@ from probe.errors import StoreDamaged
 def kind_at(path: Path) -> str | None:
     """The kind of workbench file at ``path``, as its header says; None for anything else."""
     try:
-        for name, attributes in (("zarr.json", "attributes"), ("edit.json", None), ("header.json", None)):
+        for name, attributes in (
+            ("zarr.json", "attributes"),
+            ("edit.json", None),
+            ("header.json", None),
+            ("training.json", None),
+        ):
             if (path / name).is_file():
                 found = json.loads((path / name).read_text(encoding="utf-8"))
                 return formats.kind_of(found.get(attributes, {}) if attributes else found)

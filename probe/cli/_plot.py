@@ -44,7 +44,7 @@ def plot(
     columns: Annotated[int, typer.Option(help="images, examples: how many pictures in a row")] = 8,
     dpi: Annotated[int, typer.Option(help="dots per inch of a PNG")] = 200,
 ) -> None:
-    """Draw what files hold; without a kind layers (map), density (edit), tradeoff (result) or images (runs)."""
+    """Draw what files hold; alone layers (map), density (edit), losses (training), tradeoff (result), images (runs)."""
     if task.out.suffix not in ENDINGS:
         raise BadInput("the figure has no known ending", given=str(task.out), expected=f"one of {', '.join(ENDINGS)}")
     for name, value in {"--columns": columns, "--rows": rows, "--dpi": dpi}.items():

@@ -11,6 +11,7 @@ from probe.plots._examples import neuron_examples, plot_neuron_examples
 from probe.plots._histograms import plot_activations, separation
 from probe.plots._images import plot_before_after
 from probe.plots._layers import layer_step_table, plot_layer_density, plot_layer_step_scores, short_site
+from probe.plots._losses import losses_of, plot_losses
 from probe.plots._matrices import plot_overlap, plot_token_similarity
 from probe.plots._overlays import plot_overlays, plot_word_maps
 from probe.plots._ranked import plot_ranked_scores, ranked_scores
@@ -20,6 +21,7 @@ from probe.plots._tradeoff import plot_tradeoff, tradeoff_points
 
 __all__ = [
     "layer_step_table",
+    "losses_of",
     "maps_of_neuron",
     "neuron_examples",
     "plot_ablation_curves",
@@ -28,6 +30,7 @@ __all__ = [
     "plot_concept_neurons",
     "plot_layer_density",
     "plot_layer_step_scores",
+    "plot_losses",
     "plot_neuron_examples",
     "plot_overlap",
     "plot_overlays",

@@ -9,9 +9,12 @@ import json
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+import erase
 from probe import formats
 from probe._record import record
 from probe._samples import samples
@@ -81,6 +84,54 @@ def make_selectivity() -> None:
     found.save(HERE / f"selectivity_v{formats.LAYOUT_VERSIONS['selectivity']}.zarr.zip", force=True)
 
 
+def make_training() -> None:
+    """Write training_v<n>.zip and what it holds: an eraser that learned for two iterations, with a checkpoint."""
+    file = HERE / f"training_v{formats.LAYOUT_VERSIONS['training']}.zip"
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "made")
+        edit = erase.esd(
+            tiny_pipeline(), "church", train=TRAINED, iterations=2, checkpoints=[1], cached=1, steps=2,
+            training=made, lr=1e-2, progress=False,
+        )  # fmt: skip
+        pack(made, file)
+        (change,) = edit.changes
+        facts = {"edit": edit.id, "losses": edit.report["losses"]["loss"], "delta": float(change.dense()[1, 2])}
+        file.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+TRAINED = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+GONE = "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight"
+
+
+def pruned_pipe() -> tuple[Any, erase.Edit]:
+    """A pipeline and an edit whose numbers no random generator decides: some zeros, and a tensor that all changed."""
+    from erase._changes import Delta, Mask
+    from erase._edit import make_edit
+
+    pipe = tiny_pipeline()
+    params = [GONE, f"unet.{TRAINED}"]
+    with torch.no_grad():
+        for param in params:
+            tensor = pipe.unet.get_parameter(param.removeprefix("unet."))
+            tensor.copy_((torch.arange(tensor.numel()) % 251 - 125).reshape(tensor.shape) / 1024)
+    shapes = [pipe.unet.get_parameter(param.removeprefix("unet.")).shape for param in params]
+    few = (torch.arange(shapes[0].numel()) % 50 == 7).reshape(shapes[0])
+    changes = [Mask.of(GONE, few), Delta(params[1], torch.full(shapes[1], 0.5))]
+    return pipe, make_edit(pipe, changes, name="pruned", method="test", options={})
+
+
+def make_originals() -> None:
+    """Write originals_v<n>.zip: what an exported model keeps of the weights that `pruned_pipe` overwrites."""
+    pipe, edit = pruned_pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        exported = edit.export(pipe, Path(folder, "model"), include_originals=True)
+        kept = Path(folder, "kept")
+        kept.mkdir()
+        for name in ("originals.json", "originals.safetensors"):
+            (exported / name).rename(kept / name)
+        pack(kept, HERE / f"originals_v{formats.LAYOUT_VERSIONS['originals']}.zip")
+
+
 def main() -> None:
     """Write run_v<n>.zip, neuron_map_v<n>.zarr.zip and what they hold."""
     run_file = HERE / f"run_v{formats.LAYOUT_VERSIONS['run']}"
@@ -100,3 +151,5 @@ if __name__ == "__main__":
     main()
     make_trajectory()
     make_selectivity()
+    make_training()
+    make_originals()

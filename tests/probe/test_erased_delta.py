@@ -119,3 +119,24 @@ def test_on_a_model_and_its_edit(tmp_path) -> None:
     assert all(np.isfinite(raw.by_site()[name]["score"].values).all() for name in later)
     chosen = nm.select(top=5)
     assert erase.prune_neurons(pipe, chosen).report["units"] == 5
+
+
+def test_on_an_exported_model(tmp_path) -> None:
+    """An exported model names no edit; its weights alone say that it is another."""
+    pipe = tiny_pipeline()
+    prompts = [f"a church number {i}" for i in range(4)]
+    trajectory = probe.trajectories(pipe, prompts, out=tmp_path / "x", steps=2, progress=False)
+    edit = edit_of(pipe, random_mask(pipe, FF, share=0.5))
+    exported = probe.load(edit.export(pipe, tmp_path / "model"))
+    options = {"trajectories": trajectory.path, "reduce": "absmean", "images": False, "progress": False}
+    target = probe.record(pipe, None, out=tmp_path / "original", **options)
+    with edit.applied(pipe):
+        inside = probe.record(pipe, None, out=tmp_path / "erased", **options)
+    outside = probe.record(exported, None, out=tmp_path / "exported", **options)
+    assert outside.identity["lineage"] == []
+    found = [probe.score(target, run, method="erased_delta").dataset for run in (inside, outside)]
+    np.testing.assert_allclose(found[0]["score"], found[1]["score"], rtol=1e-5, atol=1e-7)
+    assert (found[1]["score"].values > 0).any()
+    again = probe.record(probe.load(edit.export(pipe, tmp_path / "again")), None, out=tmp_path / "same", **options)
+    with pytest.raises(BadInput, match="same model"):
+        probe.score(outside, again, method="erased_delta")

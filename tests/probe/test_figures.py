@@ -325,3 +325,49 @@ def test_every_figure_is_drawn_on_the_axes_it_is_given(draw):
     ax = Figure(layout="constrained").subplots()
     assert draw(ax) is ax
     ax.figure.canvas.draw()
+
+
+# --- losses ---
+
+
+def made_curve(n: int, **terms) -> pd.DataFrame:
+    curve = pd.DataFrame({"iteration": range(n), **terms})
+    curve.insert(1, "loss", curve.drop(columns="iteration").sum(axis=1))
+    return curve
+
+
+def test_one_training_shows_its_terms_and_several_their_losses():
+    one = made_curve(40, erase=np.linspace(2, 1, 40), sparsity=np.full(40, 0.5), retain=np.zeros(40))
+    ax = plots.plot_losses(one, over=4)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["loss", "erase", "sparsity"]
+    means = {line.get_label(): line.get_ydata() for line in ax.lines if not line.get_label().startswith("_")}
+    assert means["erase"][10] == pytest.approx(one["erase"][7:11].mean())
+    assert ax.get_yscale() == "log"
+    both = plots.plot_losses({"esd": one, "ac": made_curve(10, erase=np.ones(10))})
+    assert [text.get_text() for text in both.get_legend().get_texts()] == ["esd", "ac"]
+    assert plots.plot_losses(made_curve(3, erase=np.ones(3))).get_legend() is None, "one term is the loss"
+
+
+@pytest.mark.parametrize("curves", [{}, pd.DataFrame({"iteration": [], "loss": []}), pd.DataFrame({"loss": [1.0]})])
+def test_what_is_no_loss_curve_is_refused(curves):
+    with pytest.raises(BadInput):
+        plots.plot_losses(curves)
+
+
+def test_a_training_on_disk_is_drawn_by_its_folder(tmp_path):
+    import json
+
+    from probe import formats
+    from probe._terminal import run
+    from probe.cli import app
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").write_text(json.dumps(formats.header("training")))
+    assert run(app, ["plot", str(tmp_path / "a"), "-o", str(tmp_path / "none.png")]) == 2, "nothing was kept yet"
+    for name in ("a", "b"):
+        made_curve(5, erase=np.ones(5)).to_csv(tmp_path / name / "losses.csv", index=False)
+    assert run(app, ["plot", str(tmp_path / "a"), "-o", str(tmp_path / "one.png")]) == 0
+    files = [f"esd={tmp_path / 'a'}", str(tmp_path / "b")]
+    assert run(app, ["plot", "losses", *files, "-o", str(tmp_path / "two.png")]) == 0
+    assert (tmp_path / "two.png").stat().st_size > 5_000

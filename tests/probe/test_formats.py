@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+import erase
+from erase.learn import Folder, Schedule
+from erase.learn._training import _Run
 from probe import formats
 from probe._neuron_map import NeuronMap
 from probe._record import verify
 from probe._run import Run
 from probe._trajectory import Trajectory
+from probe.plots import losses_of
 from probe.scores import Selectivity
 from probe.scores._ledger import Ledger
-from tests.formats.make import facts, trajectory_facts
+from probe.testing import tiny_pipeline
+from tests.formats.make import facts, pruned_pipe, trajectory_facts
 
 HERE = Path(__file__).parents[1] / "formats"
 
@@ -46,9 +53,44 @@ def test_trajectories_of_every_version(tmp_path, version):
     assert verify(tmp_path / "made") == []
 
 
+@pytest.mark.parametrize("version", range(1, formats.LAYOUT_VERSIONS["training"] + 1))
+def test_trainings_of_every_version_go_on(tmp_path, version):
+    with zipfile.ZipFile(HERE / f"training_v{version}.zip") as archive:
+        archive.extractall(tmp_path / "made")
+    wanted = json.loads((HERE / f"training_v{version}.json").read_text())
+    header = json.loads((tmp_path / "made" / "training.json").read_text())
+    folder = Folder(tmp_path / "made", header["identity"], edit_at=lambda n: pytest.fail(f"an edit at {n}"))
+    (name,) = [part.removeprefix("unet.") for part in header["identity"]["options"]["train"]]
+    leaf = torch.zeros(tiny_pipeline().unet.get_parameter(name).shape)
+    student = SimpleNamespace(leaves={f"unet.{name}": leaf.requires_grad_()})
+    run = _Run(student, Schedule(3, 1e-2))
+    curve = folder.resume(student.leaves, run)
+    assert [row["loss"] for row in curve] == wanted["losses"]
+    assert bool(leaf.any())
+    (moments,) = run.optimisers[0].state.values()
+    assert float(moments["step"]) == 2
+    assert bool(moments["exp_avg_sq"].any())
+    assert losses_of(tmp_path / "made")["loss"].tolist() == pytest.approx(wanted["losses"])
+    assert erase.load_edit(folder.checkpoint(1)).options["iterations"] == 1
+    assert Trajectory(tmp_path / "made" / "x_t").timesteps.tolist() != []
+
+
+@pytest.mark.parametrize("version", range(1, formats.LAYOUT_VERSIONS["originals"] + 1))
+def test_originals_of_every_version_come_back(tmp_path, version):
+    pipe, edit = pruned_pipe()
+    folder = edit.export(pipe, tmp_path / "model")
+    with zipfile.ZipFile(HERE / f"originals_v{version}.zip") as archive:
+        archive.extractall(folder)
+    again = erase.restore(folder)
+    for param in edit.params:
+        one, other = (p.unet.get_parameter(param.removeprefix("unet.")) for p in (pipe, again))
+        assert torch.equal(one, other)
+
+
 def test_versions_of_runs_and_maps_rise_with_their_files():
     patterns = {"run": "run_v*.zip", "trajectory": "trajectory_v*.zip"}
     patterns |= {kind: f"{kind}_v*.zarr.zip" for kind in ("neuron_map", "selectivity")}
+    patterns |= {kind: f"{kind}_v*.zip" for kind in ("training", "originals")}
     for kind, pattern in patterns.items():
         assert len(list(HERE.glob(pattern))) == formats.LAYOUT_VERSIONS[kind]
 

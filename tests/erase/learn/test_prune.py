@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from probe.testing import tiny_pipeline
 from tests.erase.learn.kit import FEW, FEW_PICTURES
 from tests.erase.learn.test_parts import selecting
 from tests.erase.snapshots import FF, parameter, snapshot
+from tests.probe.test_sensitivity import CHURCH, QUICK, attack_set, scaled_ff
 
 KINDS = ("sd15", "sd21", "sdxl")
 FEW_GATES = {**FEW, "retain": 0.0}
@@ -83,6 +85,28 @@ def test_a_map_restricts_the_gates_to_its_units(pipe):
     assert edit.provenance["identity"]["inputs"]["map"] == nm.id
     whole = change.dense().all(0)
     assert torch.equal(whole, change.dense().any(0)), "a neuron goes as a whole"
+
+
+def test_a_saved_sensitivity_decides_what_is_pruned_or_trained(pipe, tmp_path):
+    edit = scaled_ff(pipe, 0.5)
+    attacks = attack_set(pipe, edit_id=edit.id)
+    found = probe.sensitivity(pipe, edit, adversarial=attacks, concept=CHURCH, n_select=2, share=0.02, **QUICK)
+    found.save(tmp_path / "church.zarr.zip")
+    nm = probe.NeuronMap.load(tmp_path / "church.zarr.zip")
+    chosen = nm.selected("any")
+    units = {
+        f"unet.{site.module}.weight": set(np.flatnonzero(chosen[start:stop]).tolist())
+        for site, start, stop in zip(nm.sites, nm.offsets, nm.offsets[1:], strict=False)
+    }
+    few = {**FEW, "train": nm, "iterations": 2}
+    pruned = erase.differentiable_prune(pipe, "church", **{**few, "unit": "neuron", "lr": 50.0, "sparsity": 0.0,
+                                                           "retain": 0.0})  # fmt: skip
+    trained = erase.esd(pipe, "church", **few)
+    touched = {c.param: set(c.dense().any(0).nonzero().flatten().tolist()) for c in trained.changes}
+    assert touched == {param: own for param, own in units.items() if own}, "these columns moved, and no others"
+    for change in pruned.changes:
+        assert set(change.dense().any(0).nonzero().flatten().tolist()) <= units[change.param]
+    assert {e.provenance["identity"]["inputs"]["map"] for e in (pruned, trained)} == {found.id}
 
 
 def test_the_prediction_with_open_gates_is_the_models(pipe):

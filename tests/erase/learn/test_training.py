@@ -8,6 +8,7 @@ import torch
 
 import erase
 from erase.learn import Weights, parts_of, train
+from erase.learn._folder import training_alone
 from probe.errors import BadInput, HeaderMismatch, StoreDamaged, WorkbenchError
 from tests.erase.learn.kit import FEW, schedule
 from tests.erase.snapshots import KEY, raw, snapshot
@@ -161,6 +162,17 @@ def test_another_training_is_not_gone_on_with(pipe, tmp_path):
         with pytest.raises(BadInput, match="no training"):
             erase.esd(pipe, "church", **options(tmp_path / "letters", force=force))
     assert (tmp_path / "letters" / "to mother.txt").exists()
+
+
+def test_one_process_at_a_time_trains_in_a_folder(pipe, tmp_path):
+    with training_alone(tmp_path / "one"):
+        with pytest.raises(WorkbenchError, match="training in this folder") as raised:
+            erase.esd(pipe, "church", **options(tmp_path / "one", iterations=1))
+        assert not (tmp_path / "one").exists(), "refused before anything is written"
+        erase.esd(pipe, "church", **options(tmp_path / "other", iterations=1))
+    assert str(tmp_path / "one") in raised.value.message
+    erase.esd(pipe, "church", **options(tmp_path / "one", iterations=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"], "the lock is gone"
 
 
 def test_a_torn_state_is_named(pipe, tmp_path):
