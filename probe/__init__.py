@@ -70,6 +70,8 @@ _EXPORTS = {
     "attack": "attacks",
     "sensitivity": "_sensitivity",
     "evaluate": "_evaluate",
+    "Explorer": "widgets",
+    "explore": "widgets",
     "plot_ablation_curves": "plots",
     "plot_activations": "plots",
     "plot_before_after": "plots",
@@ -162,6 +164,8 @@ if TYPE_CHECKING:
     from .scores import score as score
     from .scores import selectivity as selectivity
     from .scores import stability as stability
+    from .widgets import Explorer as Explorer
+    from .widgets import explore as explore
     from .world import Concept as Concept
     from .world import World as World
     from .world import concepts as concepts
@@ -178,6 +182,7 @@ _SUBMODULES = (
     "scores",
     "stats",
     "testing",
+    "widgets",
     "world",
 )
 
