@@ -184,7 +184,9 @@ class NeuronMap:
         if units is not None:
             named = {site: sorted({int(unit) for unit in chosen}) for site, chosen in sorted(units.items())}
             flags = by_name(self.sites, named)
-            return self._with_selected(np.broadcast_to(flags, scores.shape), {"of": self.id, "select": {"units": named}})
+            return self._with_selected(
+                np.broadcast_to(flags, scores.shape), {"of": self.id, "select": {"units": named}}
+            )
         ranked = scores if over is None else over_windows(scores, over)[None]
         chosen = np.stack(
             [top_units(row, top) if top is not None else from_quantile(row, float(quantile or 0)) for row in ranked]

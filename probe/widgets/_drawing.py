@@ -18,9 +18,9 @@ from probe._intervention import intervention
 from probe._record import record
 from probe._recorded import recorded
 from probe._samples import samples
+from probe.errors import WrongModel
 from probe.plots import maps_of_neuron
 from probe.provenance import fingerprint, lineage
-from probe.errors import WrongModel
 from probe.widgets._material import Side, provenance_of, reducer_of
 
 

@@ -265,7 +265,7 @@ class Explorer:
         concept, (site, unit) = self.state.concept, self._named(None, None)
         run = self.material.runs.get(concept)
         target, _ = self.material.sides(concept)
-        if target.images is None or not hasattr(run, "path") and not isinstance(run, str | Path):
+        if target.images is None or (not hasattr(run, "path") and not isinstance(run, str | Path)):
             raise BadInput("the run keeps no maps", given=concept)
         times = self.timesteps()
         window = (999.0, 0.0) if self.state.step is None else (times[self.state.step],) * 2
@@ -437,5 +437,3 @@ def explore(
     there is nothing to explore, and what opening a run or a map raises.
     """
     return Explorer(material(source, run, reference, selectivity), pipe)
-
-

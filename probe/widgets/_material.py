@@ -113,7 +113,9 @@ class Material:
             theirs = _concepts_of(other.ds) == concept  # a reference run of several concepts names whose it is
             return whole.where(own), other.where(theirs) if theirs.any() else other
         if own.all():
-            fix = "give reference=, a run of the same prompts without the concept, or record several concepts in one run"
+            fix = (
+                "give reference=, a run of the same prompts without the concept, or record several concepts in one run"
+            )
             raise BadInput("there is nothing to compare the concept with", given=concept, fix=fix)
         return whole.where(own), whole.where(~own)
 

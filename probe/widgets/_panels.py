@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from probe.errors import BadInput
-from probe.plots import plot_activations, plot_before_after, plot_layer_step_scores, plot_neuron_examples
+from probe.plots import plot_activations, plot_before_after, plot_layer_step_scores, plot_neuron_examples, short_site
 from probe.plots import plot_ranked_scores as plot_ranked
-from probe.plots import short_site
 from probe.plots._style import BLUE, SMALL, VERMILION, new_axes, quiet
 from probe.widgets._html import png
 
