@@ -14,6 +14,7 @@ import pandas as pd
 
 from probe._choosing import over_windows
 from probe._neuron_map import NeuronMap
+from probe._run import Run
 from probe.errors import BadInput, WorkbenchError, nearest
 from probe.plots import layer_step_table, maps_of_neuron, neuron_examples, ranked_scores
 from probe.scores import Selectivity
@@ -68,10 +69,10 @@ class Examples:
 class Explorer:
     """Choose a concept and a method, a cell of score[layer, step], a neuron; see what it does; keep it.
 
-    Actions (`choose_concept`, `choose_method`, `choose_cell`, `choose_neuron`, `choose_step`, `search`, `add`, `remove`,
-    `clear`, `save`, `draw_maps`, `intervene`) change ``state`` as a whole or not at all: one that fails leaves a
-    message and everything else as it was, and never raises a `WorkbenchError`. Readings (`heat`, `ranking`, `sides`,
-    `curves`, `examples`, `selectivity`) raise. In a notebook it shows itself; `to_html` writes it as one file.
+    Actions (`choose_...`, `search`, `add`, `remove`, `clear`, `save`, `draw_maps`, `intervene`) change ``state`` as a
+    whole or not at all: one that fails leaves a message and everything else as it was, and never raises a
+    `WorkbenchError`. Readings (`heat`, `ranking`, `sides`, `curves`, `examples`, `selectivity`) raise. In a notebook it
+    shows itself; `to_html` writes it as one file.
     """
 
     def __init__(self, source: Material, pipe: Any = None) -> None:
@@ -265,7 +266,7 @@ class Explorer:
         concept, (site, unit) = self.state.concept, self._named(None, None)
         run = self.material.runs.get(concept)
         target, _ = self.material.sides(concept)
-        if target.images is None or (not hasattr(run, "path") and not isinstance(run, str | Path)):
+        if target.images is None or not isinstance(run, Run | str | Path):
             raise BadInput("the run keeps no maps", given=concept)
         times = self.timesteps()
         window = (999.0, 0.0) if self.state.step is None else (times[self.state.step],) * 2

@@ -1,4 +1,4 @@
-"""A heat map of buttons: cells can be clicked, and reached by keyboard. Colours are worked out here, not in a browser."""
+"""A heat map of buttons, for mouse and keyboard. Colours are worked out here, not in a browser."""
 
 from __future__ import annotations
 
