@@ -1,4 +1,4 @@
-"""What an explorer shows: runs and maps, opened when first asked for. Reading only; what is chosen is kept elsewhere."""
+"""What an explorer shows: runs and maps, opened when first asked for. What is chosen is kept elsewhere."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def _references(reference: Any, concepts: Sequence[str]) -> dict[str, Any]:
 
 def _names(run: Any) -> list[str]:
     """The concepts that a run holds, in order of appearance."""
-    table = run if isinstance(run, xr.Dataset) else (run if isinstance(run, Run) else Run(run)).samples
+    table = run if isinstance(run, xr.Dataset) else _run(run).samples
     values = table["concept"].values if "concept" in table else []
     return list(dict.fromkeys(str(value) or UNNAMED for value in values)) or [UNNAMED]
 
@@ -213,15 +213,19 @@ def _map_at(item: Any) -> NeuronMap | None:
 def _open(run: Any) -> Side:
     if isinstance(run, xr.Dataset):
         return Side(run, None)
-    if not isinstance(run, Run | str | Path):
-        given = type(run).__name__
-        raise BadInput("an explorer reads runs and neuron maps", given=given, expected="a path, a Run or a NeuronMap")
-    opened = run if isinstance(run, Run) else Run(run)
+    opened = _run(run)
     if "unet" not in opened.groups:
         fix = "record the sites ffn"
         raise BadInput("the run has no neurons of the UNet", given=", ".join(opened.groups), fix=fix)
     pictures = open_run(opened, "images")["image"].values if "images" in opened.groups else None
     return Side(open_run(opened, "unet"), pictures)
+
+
+def _run(run: Any) -> Run:
+    if not isinstance(run, Run | str | Path):
+        given = type(run).__name__
+        raise BadInput("an explorer reads runs and neuron maps", given=given, expected="a path, a Run or a NeuronMap")
+    return run if isinstance(run, Run) else Run(run)
 
 
 def reducer_of(ds: xr.Dataset) -> str:
