@@ -72,6 +72,8 @@ _EXPORTS = {
     "evaluate": "_evaluate",
     "Explorer": "widgets",
     "explore": "widgets",
+    "Comparison": "widgets",
+    "compare": "widgets",
     "plot_ablation_curves": "plots",
     "plot_activations": "plots",
     "plot_before_after": "plots",
@@ -81,6 +83,7 @@ _EXPORTS = {
     "plot_neuron_examples": "plots",
     "plot_overlap": "plots",
     "plot_overlays": "plots",
+    "plot_pareto": "plots",
     "plot_ranked_scores": "plots",
     "plot_rates": "plots",
     "plot_sensitivity": "plots",
@@ -149,6 +152,7 @@ if TYPE_CHECKING:
     from .plots import plot_neuron_examples as plot_neuron_examples
     from .plots import plot_overlap as plot_overlap
     from .plots import plot_overlays as plot_overlays
+    from .plots import plot_pareto as plot_pareto
     from .plots import plot_ranked_scores as plot_ranked_scores
     from .plots import plot_rates as plot_rates
     from .plots import plot_sensitivity as plot_sensitivity
@@ -164,7 +168,9 @@ if TYPE_CHECKING:
     from .scores import score as score
     from .scores import selectivity as selectivity
     from .scores import stability as stability
+    from .widgets import Comparison as Comparison
     from .widgets import Explorer as Explorer
+    from .widgets import compare as compare
     from .widgets import explore as explore
     from .world import Concept as Concept
     from .world import World as World

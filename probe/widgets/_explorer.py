@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,12 @@ from probe.errors import BadInput, WorkbenchError, nearest
 from probe.plots import layer_step_table, maps_of_neuron, neuron_examples, ranked_scores
 from probe.scores import Selectivity
 from probe.widgets import _drawing as drawing
+from probe.widgets._acting import Acting, Message
 from probe.widgets._material import Material, Side, material, place_of
 
 Neuron = tuple[str, int]
 
 _NO_PIPE = "needs the model: explore(..., pipe=probe.load(...))"
-
-
-@dataclass(frozen=True)
-class Message:
-    """What the last action has to say. ``error`` is the error behind it, None where all is well."""
-
-    text: str
-    error: WorkbenchError | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class Examples:
     prompts: list[str]
 
 
-class Explorer:
+class Explorer(Acting[State]):
     """Choose a concept and a method, a cell of score[layer, step], a neuron; see what it does; keep it.
 
     Actions (`choose_...`, `search`, `add`, `remove`, `clear`, `save`, `draw_maps`, `intervene`) change ``state`` as a
@@ -76,14 +67,13 @@ class Explorer:
     """
 
     def __init__(self, source: Material, pipe: Any = None) -> None:
-        self.material, self.pipe = source, pipe
         concept = source.concepts[0]
-        self.state = State(concept, source.methods(concept)[0])
+        super().__init__(State(concept, source.methods(concept)[0]))
+        self.material, self.pipe = source, pipe
         self.pictures: dict[str, np.ndarray] | None = None  # of the last intervention: row name -> (s y x 3)
         self.pictured: list[str] = []  # their prompts
         self._drawn: dict[tuple[str, Neuron], drawing.Maps] = {}
         self._excess: dict[tuple[str, str], np.ndarray] = {}
-        self._listeners: list[Callable[[], object]] = []
 
     # --- actions ---
 
@@ -301,10 +291,6 @@ class Explorer:
 
     # --- showing ---
 
-    def on_change(self, listener: Callable[[], object]) -> None:
-        """Call ``listener()`` after every action."""
-        self._listeners.append(listener)
-
     def reader(self) -> Explorer:
         """Another explorer of the same material in the same state, whose changes nobody hears of."""
         found = copy.copy(self)
@@ -339,22 +325,6 @@ class Explorer:
         return f"<Explorer of {', '.join(self.material.concepts)}: {state.concept} by {state.method}{chosen}>"
 
     # --- inside ---
-
-    @contextmanager
-    def _acting(self) -> Iterator[None]:
-        before = self.state
-        self.state = replace(before, message=None)
-        try:
-            yield
-        except WorkbenchError as error:
-            self.state = replace(before, message=Message(error.message, error))
-        except KeyboardInterrupt:
-            self.state = replace(before, message=Message("interrupted; nothing has changed, and you may start again"))
-        for listener in self._listeners:
-            listener()
-
-    def _become(self, **changes: Any) -> None:
-        self.state = replace(self.state, **changes)
 
     def _named(self, site: str | None, unit: int | None) -> Neuron:
         if site is not None and unit is not None:

@@ -20,8 +20,7 @@ def page(explorer: Explorer, neurons: int) -> str:
     state, shown = explorer.state, explorer.reader()
     body = [f"<p>{escape(_words(explorer))}</p>"]
     if state.message is not None:
-        kind = "note" if state.message.error is None else "error"
-        body.append(f'<p class="{kind}">{escape(state.message.text)}</p>')
+        body.append(html.said(state.message))
     body.append(html.section("Where and when", lambda: html.picture(panels.heat(shown), "score by layer and step")))
     try:
         best = shown.ranking(max(20, neurons))

@@ -117,7 +117,7 @@ class View:
         self.concept.value = state.concept
         self.method.options = e.material.methods(state.concept)
         self.method.value = state.method
-        self.message.value = "" if state.message is None else _told(state.message)
+        self.message.value = "" if state.message is None else html.said(state.message)
         try:
             table, best = e.heat(), e.ranking(_LISTED)
         except WorkbenchError as error:
@@ -177,8 +177,3 @@ class View:
             if before
             else ""
         )
-
-
-def _told(message: Any) -> str:
-    kind = "#0072B2" if message.error is None else "#D55E00"
-    return f'<p style="border-left:4px solid {kind};padding-left:.7em">{escape(message.text)}</p>'

@@ -70,6 +70,12 @@ def told(error: WorkbenchError) -> str:
     return f'<p class="error">{escape(error.message)}</p>'
 
 
+def said(message: Any) -> str:
+    """A message of an action, red where something went wrong; its style stands in it, for want of a page's head."""
+    colour = "#0072B2" if message.error is None else "#D55E00"
+    return f'<p style="border-left:4px solid {colour};padding-left:.7em">{escape(message.text)}</p>'
+
+
 def section(title: str, make: Callable[[], str]) -> str:
     """A heading and what ``make`` gives; where it raises a `WorkbenchError`, the reason instead."""
     try:
