@@ -1,4 +1,4 @@
-"""What explorers and comparisons share: a state that an action changes as a whole or not at all, and who hears of it."""
+"""A state that an action changes as a whole or not at all, and who hears of it: for explorers and comparisons."""
 
 from __future__ import annotations
 
