@@ -45,6 +45,8 @@ _EXPORTS = {
     "Trajectory": "_trajectory",
     "trajectories": "_trajectories",
     "rechunk": "_rechunk",
+    "Summary": "_summary",
+    "summary": "_summary",
     "samples": "_samples",
     "generate": "_generate",
     "score": "scores",
@@ -117,6 +119,8 @@ if TYPE_CHECKING:
     from ._sensitivity import sensitivity as sensitivity
     from ._sites import Site as Site
     from ._sites import sites as sites
+    from ._summary import Summary as Summary
+    from ._summary import summary as summary
     from ._trace import Trace as Trace
     from ._trace import TraceDict as TraceDict
     from ._trace_hooks import StopForward as StopForward
