@@ -14,6 +14,7 @@ import erase
 import probe
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+PACKAGES = {"probe": probe, "erase": erase}
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 

@@ -24,6 +24,9 @@ from probe.scores import Selectivity, score, selectivity
 UNPAIRED: dict[str, dict[str, Any]] = {"wanda": {"branches": "cond"}, "auroc": {"intervals": 0}}
 PAIRED: dict[str, dict[str, Any]] = {**UNPAIRED, "contrast": {}, "linear": {}}
 
+#: The reducer that a score reads, where it is not absmean.
+_READS = {"wanda": "unit_norm"}
+
 #: What stands for a run's samples that name no concept.
 UNNAMED = "concept"
 
@@ -77,10 +80,20 @@ class Material:
             raise type(error)(error.what, given=error.given, expected=error.expected, nearest=error.nearest, fix=fix)
 
     def methods(self, concept: str) -> list[str]:
-        """Maps that were given for a concept, then the scores that can be made from its runs."""
+        """Maps that were given for a concept, then the scores that can be made from its runs.
+
+        Raises `BadInput` where there is neither, and what opening a run raises.
+        """
         self.check_concept(concept)
-        made = list(PAIRED if concept in self.references else UNPAIRED) if concept in self.runs else []
-        return list(dict.fromkeys([*self.given.get(concept, {}), *made]))
+        given, made = list(self.given.get(concept, {})), []
+        if concept in self.runs:
+            ds = self.side(self.runs[concept]).ds
+            offered = PAIRED if concept in self.references else UNPAIRED
+            made = [name for name in offered if _READS.get(name, "absmean") in ds]
+            if not given and not made:
+                fix = 'record with reduce=("unit_norm", "absmean")'
+                raise BadInput("no score can be made from the run", given=", ".join(map(str, ds.data_vars)), fix=fix)
+        return list(dict.fromkeys([*given, *made]))
 
     def finding(self, concept: str, method: str) -> NeuronMap:
         """The map of a concept by a method: the one given, or made now and kept.

@@ -16,7 +16,6 @@ from tests.probe.widgets.test_explorer import HERE, several
 @pytest.fixture
 def view():
     e = explore(several())
-    e.choose_method("auroc")
     return View(e)
 
 
@@ -64,14 +63,12 @@ def test_the_grid_has_a_colour_and_a_text_for_every_cell(view) -> None:
 
 def test_a_notebook_gets_the_view_and_a_page() -> None:
     e = explore(several())
-    e.choose_method("auroc")
     bundle = e._repr_mimebundle_()
     assert {"text/plain", "text/html", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
 
 
 def test_without_the_extra_there_is_still_the_page(monkeypatch) -> None:
     e = explore(several())
-    e.choose_method("auroc")
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(MissingExtra, match=r"neuron-workbench\[notebook\]"):
         e.view()
