@@ -59,10 +59,10 @@ test: lint ## lint, types, layers, then unit and property tests on tiny pipeline
 test-slow: setup ## bounds on the embedded model, kill tests, SD-shaped tests
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/test_wheel.py
 
-notebooks: setup ## runs every notebook from top to bottom; the outputs go to runs/notebooks/
+notebooks: setup ## runs every notebook from top to bottom, with few pictures; the outputs go to runs/notebooks/
 	@rm -rf runs/notebooks && mkdir -p runs/notebooks
 	@set -e; for notebook in notebooks/*.ipynb; do \
-	  echo "$$notebook"; $(BIN)/papermill --no-progress-bar "$$notebook" "runs/$$notebook"; \
+	  echo "$$notebook"; $(BIN)/papermill --no-progress-bar -p quick True "$$notebook" "runs/$$notebook"; \
 	done
 
 wheel: setup ## builds dist/*.whl and tries it from an empty folder

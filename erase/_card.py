@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,3 +90,21 @@ def _shape(edit: Edit, param: str) -> str:
 def _plain(text: str) -> str:
     """Names come from users: keep them on their line and free of markup."""
     return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
+
+
+def page(edit: Edit) -> str:
+    """How an edit shows itself in a notebook: what it is, its options, and what it touches."""
+    kinds = Counter(change.kind for change in edit.changes)
+    rows = {
+        "changes": ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + f", {edit.nbytes / 1e6:.2f} MB",
+        "masked": f"{edit.density:.2%} of the weights of touched parameters" if "mask" in kinds else "nothing",
+        "fitted on top of": ", ".join(name for _, name in edit.base_edits) or "the unedited model",
+        "mergeable": "yes" if edit.mergeable else "no: it holds while its hooks do",
+        **{f"option {key}": json.dumps(value, default=str)[:200] for key, value in edit.options.items()},
+    }
+    if len(edit.parts) > 1:
+        rows["stack of"] = ", ".join(name for _, name in edit.parts)
+    cells = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+    listed = "".join(f"<li>{escape(param)}</li>" for param in edit.params)
+    touched = f"<details><summary>{len(edit.params)} parameters</summary><ul>{listed}</ul></details>"
+    return f"<b>{escape(edit.name)}</b> by {escape(edit.method)}, edit {escape(edit.id)}<table>{cells}</table>{touched}"

@@ -83,6 +83,11 @@ class Edit:
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         return f"<Edit {self.name!r} {self.id} by {self.method}: {counts}, {self.nbytes / 1e6:.2f} MB>"
 
+    def _repr_html_(self) -> str:
+        from erase._card import page
+
+        return page(self)
+
     # --- in force ---
 
     @contextmanager

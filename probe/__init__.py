@@ -45,6 +45,8 @@ _EXPORTS = {
     "Trajectory": "_trajectory",
     "trajectories": "_trajectories",
     "rechunk": "_rechunk",
+    "Summary": "_summary",
+    "summary": "_summary",
     "samples": "_samples",
     "generate": "_generate",
     "score": "scores",
@@ -70,6 +72,10 @@ _EXPORTS = {
     "attack": "attacks",
     "sensitivity": "_sensitivity",
     "evaluate": "_evaluate",
+    "Explorer": "widgets",
+    "explore": "widgets",
+    "Comparison": "widgets",
+    "compare": "widgets",
     "plot_ablation_curves": "plots",
     "plot_activations": "plots",
     "plot_before_after": "plots",
@@ -80,6 +86,7 @@ _EXPORTS = {
     "plot_neuron_examples": "plots",
     "plot_overlap": "plots",
     "plot_overlays": "plots",
+    "plot_pareto": "plots",
     "plot_ranked_scores": "plots",
     "plot_rates": "plots",
     "plot_sensitivity": "plots",
@@ -113,6 +120,8 @@ if TYPE_CHECKING:
     from ._sensitivity import sensitivity as sensitivity
     from ._sites import Site as Site
     from ._sites import sites as sites
+    from ._summary import Summary as Summary
+    from ._summary import summary as summary
     from ._trace import Trace as Trace
     from ._trace import TraceDict as TraceDict
     from ._trace_hooks import StopForward as StopForward
@@ -149,6 +158,7 @@ if TYPE_CHECKING:
     from .plots import plot_neuron_examples as plot_neuron_examples
     from .plots import plot_overlap as plot_overlap
     from .plots import plot_overlays as plot_overlays
+    from .plots import plot_pareto as plot_pareto
     from .plots import plot_ranked_scores as plot_ranked_scores
     from .plots import plot_rates as plot_rates
     from .plots import plot_sensitivity as plot_sensitivity
@@ -164,6 +174,10 @@ if TYPE_CHECKING:
     from .scores import score as score
     from .scores import selectivity as selectivity
     from .scores import stability as stability
+    from .widgets import Comparison as Comparison
+    from .widgets import Explorer as Explorer
+    from .widgets import compare as compare
+    from .widgets import explore as explore
     from .world import Concept as Concept
     from .world import World as World
     from .world import concepts as concepts
@@ -180,6 +194,7 @@ _SUBMODULES = (
     "scores",
     "stats",
     "testing",
+    "widgets",
     "world",
 )
 

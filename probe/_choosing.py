@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from probe.errors import BadInput
+from probe import _axis
+from probe._sites import Site
+from probe.errors import BadInput, unknown_name
 
 
 def over_windows(values: np.ndarray, over: str) -> np.ndarray:
@@ -36,6 +40,22 @@ def from_quantile(scores: np.ndarray, quantile: float) -> np.ndarray:
     if not np.isfinite(scores).any():
         raise BadInput("no unit has a score")
     return np.greater_equal(scores, np.nanquantile(scores, quantile), out=np.zeros(scores.shape, bool))
+
+
+def by_name(sites: Sequence[Site], units: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """(neuron,) bool: units by the name of their site. `BadInput` where none is named, or a site has no such unit."""
+    if not any(units.values()):
+        raise BadInput("no neuron is chosen", given=str(dict(units)), fix="name at least one unit of one site")
+    names, starts = [site.name for site in sites], _axis.offsets(sites)
+    chosen = np.zeros(starts[-1], bool)
+    for name, wanted in units.items():
+        if name not in names:
+            raise unknown_name("site of the neuron map", name, names)
+        place = names.index(name)
+        if bad := [unit for unit in wanted if not 0 <= unit < sites[place].width]:
+            raise BadInput("a unit is outside its site", given=bad[0], expected=f"0 to {sites[place].width - 1}")
+        chosen[starts[place] + np.asarray(wanted, int)] = True
+    return chosen
 
 
 def below(q_values: np.ndarray, fdr: float, reachable: float) -> np.ndarray:

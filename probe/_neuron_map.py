@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from probe import _axis, formats, provenance
-from probe._choosing import below, from_quantile, over_windows, top_units
+from probe._choosing import below, by_name, from_quantile, over_windows, top_units
 from probe._map_files import read_dataset, write_dataset
 from probe._sites import Site
 from probe.errors import BadInput, HeaderMismatch, WrongModel, unknown_name
@@ -155,29 +155,38 @@ class NeuronMap:
         top: int | None = None,
         quantile: float | None = None,
         fdr: float | None = None,
+        units: Mapping[str, Sequence[int]] | None = None,
         over: Literal["mean", "max"] | None = "mean",
     ) -> NeuronMap:
-        """The same map with ``selected``: the ``top`` units of all sites together, those from a ``quantile`` on, or
-        those below a false discovery rate.
+        """The same map with ``selected``: the ``top`` units of all sites together, those from a ``quantile`` on,
+        those below a false discovery rate, or ``units`` by name.
 
         Args:
             top: how many units; equal scores are taken in the order of the neuron axis.
             quantile: in (0, 1); 0.99 selects the best hundredth.
             fdr: in (0, 1); units with ``q_value <= fdr``, each window by itself, maybe none.
+            units: chosen by hand, site name -> units, in every window and whatever their scores.
             over: how windows are joined before ranking, the choice then holds in every window; None ranks each window
                 by itself.
 
-        NaN scores are never selected. Raises `BadInput` unless exactly one of ``top``, ``quantile`` and ``fdr`` is
-        given and can be met: no q-values, or none that could come so low, cannot.
+        NaN scores are never selected by rank. Raises `BadInput` unless exactly one of ``top``, ``quantile``, ``fdr``
+        and ``units`` is given and can be met: no q-values, or none that could come so low, cannot, nor can units that
+        a site does not have; `UnknownName` for a site that the map does not have.
         """
-        if sum(choice is not None for choice in (top, quantile, fdr)) != 1:
-            given = f"top={top}, quantile={quantile}, fdr={fdr}"
-            raise BadInput("select by one of top, quantile and fdr", given=given)
+        if sum(choice is not None for choice in (top, quantile, fdr, units)) != 1:
+            given = f"top={top}, quantile={quantile}, fdr={fdr}, units={units}"
+            raise BadInput("select by one of top, quantile, fdr and units", given=given)
         if over not in ("mean", "max", None):
             raise unknown_name("way to join windows", str(over), ("mean", "max"))
         if fdr is not None:
             return self._with_selected(self._discoveries(fdr), {"of": self.id, "select": {"fdr": fdr}})
         scores = self.dataset["score"].transpose("window", "neuron").values
+        if units is not None:
+            named = {site: sorted({int(unit) for unit in chosen}) for site, chosen in sorted(units.items())}
+            flags = by_name(self.sites, named)
+            return self._with_selected(
+                np.broadcast_to(flags, scores.shape), {"of": self.id, "select": {"units": named}}
+            )
         ranked = scores if over is None else over_windows(scores, over)[None]
         chosen = np.stack(
             [top_units(row, top) if top is not None else from_quantile(row, float(quantile or 0)) for row in ranked]

@@ -98,6 +98,12 @@ def _tradeoff(files: Sequence[str], o: Options) -> Axes:
     return plots.plot_tradeoff(read_results(files[0]), concept=o["concept"], kept=o["kept"], title=o["title"])
 
 
+def _pareto(files: Sequence[str], o: Options) -> Axes:
+    from probe import plots, read_results
+
+    return plots.plot_pareto(read_results(files[0]), concept=o["concept"], kept=o["kept"], title=o["title"])
+
+
 def _images(files: Sequence[str], o: Options) -> Axes:
     from probe import Run, plots
 
@@ -268,6 +274,7 @@ FIGURES = {
     "density": Figure(("edit",), "share of weights touched, by layer", _density),
     "losses": Figure(("training",), "how trainings went: loss and terms over iterations", _losses, many=True),
     "tradeoff": Figure(("result",), "what an edit gains against what it costs", _tradeoff),
+    "pareto": Figure(("result",), "erasers side by side, and which of them no other beats", _pareto),
     "images": Figure(("run",), "images of runs, one row each", _images, many=True),
 }
 

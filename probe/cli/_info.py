@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,33 +67,8 @@ def _model(task: Task, what: str) -> None:
     import probe
 
     task.shared["model"] = what
-    pipe = task.pipeline()
-    print_ = probe.fingerprint(pipe)
-    parts = {name: getattr(pipe, name) for name in print_.architecture}
-    sites = [site.to_json() for site in probe.sites(pipe, "*")]
-    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    document = {
-        "kind": "model",
-        "pipeline": type(pipe).__name__,
-        "dtype": print_.dtype,
-        "parameters": parameters,
-        "architecture": print_.architecture,
-        "scheduler": type(pipe.scheduler).__name__,
-        "lineage": probe.lineage(pipe),
-        "sites": sites,
-    }
-    sizes = {name: f"{n / 1e6:.2f} M parameters" for name, n in parameters.items()}
-    text = _rows({"pipeline": document["pipeline"], "scheduler": document["scheduler"], "dtype": print_.dtype, **sizes})
-    task.result(document, text, _sites(sites))
-
-
-def _sites(sites: list[dict[str, Any]]) -> Any:
-    """One row a component and kind: SDXL has hundreds of sites, and `--json` lists them all."""
-    import pandas as pd
-
-    by_kind = pd.DataFrame(sites).groupby(["component", "kind"], sort=False)
-    rows = by_kind["width"].agg(sites="size", units="sum", narrowest="min", widest="max")
-    return rows.assign(first=by_kind["name"].first()).reset_index()
+    found = probe.summary(task.pipeline())
+    task.result({"kind": "model", **asdict(found)}, _rows(found.rows()), found.table())
 
 
 def _run(task: Task, what: str) -> None:

@@ -39,8 +39,8 @@ def plot(
     model: Annotated[
         str | None, typer.Option(help="words: the model of a run that kept positions and not words")
     ] = None,
-    concept: Annotated[str | None, typer.Option(help="tradeoff, ablation, rates: which concept of the table")] = None,
-    kept: Annotated[str, typer.Option(help="tradeoff: split of the vertical axis")] = "preserve_test",
+    concept: Annotated[str | None, typer.Option(help="tradeoff, pareto, ablation, rates: which concept")] = None,
+    kept: Annotated[str, typer.Option(help="tradeoff, pareto: split of the vertical axis")] = "preserve_test",
     columns: Annotated[int, typer.Option(help="images, examples: how many pictures in a row")] = 8,
     dpi: Annotated[int, typer.Option(help="dots per inch of a PNG")] = 200,
 ) -> None:

@@ -14,16 +14,18 @@ from probe.plots._layers import layer_step_table, plot_layer_density, plot_layer
 from probe.plots._losses import losses_of, plot_losses
 from probe.plots._matrices import plot_overlap, plot_token_similarity
 from probe.plots._overlays import plot_overlays, plot_word_maps
+from probe.plots._pareto import plot_pareto
 from probe.plots._ranked import plot_ranked_scores, ranked_scores
 from probe.plots._readings import maps_of_neuron, values_of_neuron
 from probe.plots._relit import plot_concept_neurons, plot_sensitivity, plot_sensitivity_profile
-from probe.plots._tradeoff import plot_tradeoff, tradeoff_points
+from probe.plots._tradeoff import pareto_front, plot_tradeoff, tradeoff_points
 
 __all__ = [
     "layer_step_table",
     "losses_of",
     "maps_of_neuron",
     "neuron_examples",
+    "pareto_front",
     "plot_ablation_curves",
     "plot_activations",
     "plot_before_after",
@@ -34,6 +36,7 @@ __all__ = [
     "plot_neuron_examples",
     "plot_overlap",
     "plot_overlays",
+    "plot_pareto",
     "plot_ranked_scores",
     "plot_rates",
     "plot_sensitivity",

@@ -92,14 +92,14 @@ def plot_tradeoff(
     many = len(points) > _MANY
     ax = new_axes(ax, (6.6, 5.0) if many else (5.8, 4.2))
     starred = points["edit"].isin(list(highlight))
-    front = _front(points)
+    front = pareto_front(points["rate"].to_numpy(), points["loss"].to_numpy())
     plain = points[~starred]
     levels = [list(plain[column].unique()) for column in by]
 
     for key, members in plain.groupby(by, sort=False) if by else [((), plain)]:
         first, second = [*(levels[i].index(value) for i, value in enumerate(key)), 0, 0][:2]
         colour = OKABE_ITO[(first + 1) % len(OKABE_ITO)]
-        _crosses(ax, members[front[members.index]] if many else members, colour, 0.6)
+        crosses(ax, members[front[members.index]] if many else members, colour, 0.6)
         if by and len(members) > 1:
             ax.plot(
                 members["rate"], members["loss"], ("-", "--", ":")[second % 3], color=colour, linewidth=0.8, alpha=0.7
@@ -108,7 +108,7 @@ def plot_tradeoff(
         if by:
             ax.plot([], [], **_key(colour, first, second), label=", ".join(map(str, key)))
     chosen = points[starred]
-    _crosses(ax, chosen, VERMILION, 1.0)
+    crosses(ax, chosen, VERMILION, 1.0)
     ax.plot(chosen["rate"], chosen["loss"], "*", color=VERMILION, markersize=13, markeredgecolor="white", zorder=4)
     original = float(points["original"].mean())
     ax.plot([original], [0.0], "D", color="white", markeredgecolor=GREY, markersize=6, zorder=3)
@@ -143,7 +143,7 @@ def _key(colour: str, first: int, second: int) -> dict[str, Any]:
     return {"color": colour, "marker": MARKERS[first % len(MARKERS)], "linestyle": line, "linewidth": 0.8, **fill}
 
 
-def _crosses(ax: Axes, points: pd.DataFrame, colour: str, alpha: float) -> None:
+def crosses(ax: Axes, points: pd.DataFrame, colour: str, alpha: float) -> None:
     """The intervals of both axes; a bound that is NaN leaves its arm out."""
     if points.empty:
         return
@@ -181,12 +181,12 @@ def _frame(ax: Axes, points: pd.DataFrame, original: float, bars: tuple[float, f
     )  # fmt: skip
 
 
-def _front(points: pd.DataFrame) -> np.ndarray:
-    """Settings that no other beats on both axes."""
-    rate, loss = points["rate"].to_numpy(float), points["loss"].to_numpy(float)
-    better = (rate[None] <= rate[:, None]) & (loss[None] <= loss[:, None])
-    strictly = (rate[None] < rate[:, None]) | (loss[None] < loss[:, None])
-    return np.logical_not((better & strictly).any(axis=1))
+def pareto_front(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """(n,) bool: points that no other one beats, being at most as high in both and lower in one. NaN is never on it."""
+    cost, loss = np.asarray(cost, float), np.asarray(loss, float)
+    no_worse = (cost[None] <= cost[:, None]) & (loss[None] <= loss[:, None])
+    better = (cost[None] < cost[:, None]) | (loss[None] < loss[:, None])
+    return np.logical_not((no_worse & better).any(axis=1)) & np.isfinite(cost) & np.isfinite(loss)
 
 
 _MEASURED = (

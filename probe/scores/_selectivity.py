@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,6 +141,16 @@ class Selectivity:
 
     def __repr__(self) -> str:
         return f"<Selectivity {self.id}: {len(self.concepts)} concepts x {self.dataset.sizes['neuron']} neurons>"
+
+    def _repr_html_(self) -> str:
+        frame = self.to_dataframe()
+        style: dict[str, Any] = {"index": False, "border": 0, "escape": True, "float_format": "{:.3g}".format}
+        own = frame[frame["auroc"] >= 0.8].groupby("concept").size()
+        counts = pd.DataFrame({"concept": self.concepts, "samples": self.dataset["samples"].values})
+        counts["neurons from 0.8 on"] = counts["concept"].map(own).fillna(0).astype(int)
+        best = frame.nlargest(5, "auroc").to_html(**style)
+        title, listed = escape(repr(self).strip("<>")), counts.to_html(**style)
+        return f"<b>{title}</b><details><summary>concepts</summary>{listed}</details>most selective{best}"
 
 
 @validated

@@ -338,3 +338,14 @@ def test_descriptions(pipe):
         edit_of(pipe)
     with pytest.raises(BadInput, match="another shape"):
         edit_of(pipe, type(edit.changes[0])(FF, torch.zeros(2, 2)))
+
+
+def test_an_edit_shows_itself_with_every_text_escaped(pipe):
+    edit = edit_of(pipe, random_mask(pipe, FF), random_delta(pipe, TEXT), name="<script>")
+    page = edit._repr_html_()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "1 delta, 1 mask" in page or "1 mask, 1 delta" in page
+    assert f"{edit.density:.2%}" in page
+    assert "2 parameters" in page
+    assert "the unedited model" in page

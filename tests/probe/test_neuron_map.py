@@ -332,3 +332,20 @@ def test_what_is_no_map_is_said(tmp_path):
     (newer / "zarr.json").write_text(json.dumps(header))
     with pytest.raises(BadInput, match="upgrade"):
         NeuronMap.load(newer)
+
+
+def test_units_by_name_are_selected_in_every_window():
+    nm = neuron_map()
+    site = nm.sites[1]
+    found = nm.select(units={site.name: [1, 0, 1]})
+    wanted = nm.offsets[1] + np.array([0, 1])
+    assert np.flatnonzero(found.selected("all")).tolist() == wanted.tolist()
+    assert found.id != nm.id
+    assert found.id == nm.select(units={site.name: [0, 1]}).id
+    for units, says in (({}, "no neuron"), ({site.name: []}, "no neuron"), ({site.name: [site.width]}, "outside")):
+        with pytest.raises(BadInput, match=says):
+            nm.select(units=units)
+    with pytest.raises(UnknownName, match=site.name):
+        nm.select(units={site.name + "x": [0]})
+    with pytest.raises(BadInput, match="one of top"):
+        nm.select(units={site.name: [0]}, top=1)

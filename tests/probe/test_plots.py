@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from probe import plots
-from probe.errors import BadInput
+from probe.errors import BadInput, UnknownName
 
 SITES = [
     "unet.down_blocks.1.attentions.0.transformer_blocks.0.ffn",
@@ -152,6 +152,39 @@ def test_a_sweep_labels_its_front_and_the_highlighted_setting():
     assert ax.get_legend().get_title().get_text() == "window"
 
 
+def test_the_front_is_what_no_other_point_beats():
+    rng = np.random.default_rng(0)
+    cost, loss = rng.integers(0, 5, (2, 40)).astype(float)
+    cost[3], loss[7] = np.nan, np.nan
+    wanted = []
+    for i in range(40):
+        beaten = any(
+            cost[j] <= cost[i] and loss[j] <= loss[i] and (cost[j] < cost[i] or loss[j] < loss[i]) for j in range(40)
+        )
+        wanted.append(not beaten and i not in (3, 7))
+    assert plots.pareto_front(cost, loss).tolist() == wanted
+
+
+def test_pareto_fills_the_front_and_joins_it_in_steps():
+    table = results(strong=(0.1, 0.3), mild=(0.4, 0.05), beaten=(0.5, 0.2))
+    ax = plots.plot_pareto(table)
+    assert {"strong", "mild", "beaten", "unedited"} == {text.get_text() for text in ax.texts}
+    filled = {
+        tuple(map(float, xy))
+        for line in ax.lines
+        if line.get_marker() == "o" and line.get_markerfacecolor() != "white"
+        for xy in np.round(line.get_xydata(), 6)
+    }
+    assert filled == {(0.1, 0.3), (0.4, 0.05)}
+    front = next(line for line in ax.lines if line.get_label() == "_front").get_xydata()
+    corners = {tuple(map(float, xy)) for xy in np.round(front, 6)}
+    assert {(0.1, 0.3), (0.4, 0.3), (0.4, 0.05), (0.95, 0.05), (0.95, 0.0)} <= corners
+    named = plots.plot_pareto(table, erasers={"strong": "esd", "mild": "esd", "beaten": "uce"})
+    assert [text.get_text() for text in named.get_legend().get_texts()] == ["esd", "uce"]
+    with pytest.raises(UnknownName, match="strong"):
+        plots.plot_pareto(table, erasers={"strog": "esd"})
+
+
 def test_tradeoff_refuses_what_it_cannot_pair():
     table = results(a=(0.2, 0.1))
     two = pd.concat([table, table.assign(concept="castle")])
@@ -177,6 +210,7 @@ def test_every_plot_draws_on_the_axes_it_is_given():
         lambda ax: plots.plot_layer_density({"a": 0.5}, ax=ax),
         lambda ax: plots.plot_before_after(images, ["a"], ax=ax),
         lambda ax: plots.plot_tradeoff(results(a=(0.2, 0.1)), ax=ax),
+        lambda ax: plots.plot_pareto(results(a=(0.2, 0.1)), ax=ax),
     ):
         ax = Figure(layout="constrained").subplots()
         assert draw(ax) is ax

@@ -109,3 +109,10 @@ def test_what_cannot_be_compared() -> None:
         selectivity(ds, window=(10, 0))
     with pytest.raises(BadInput, match="no norm"):
         selectivity(ds, reducer="norm")
+
+
+def test_it_shows_itself_briefly() -> None:
+    page = selectivity(run()[2])._repr_html_()
+    assert "3 concepts x 7 neurons" in page
+    assert "neurons from 0.8 on" in page
+    assert page.count("<table") == 2

@@ -1,0 +1,65 @@
+"""What can be told of a notebook without running it; `make notebooks` runs them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import erase
+import probe
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+PACKAGES = {"probe": probe, "erase": erase}
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def code(path: Path) -> list[str]:
+    return ["".join(cell["source"]) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_one_cell_of_parameters_and_no_outputs(path: Path) -> None:
+    cells = read(path)["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
+    assert len(tagged) == 1
+    names = {target.id for node in ast.parse("".join(tagged[0]["source"])).body for target in node.targets}
+    assert {"model", "out", "steps", "quick"} <= names
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+    assert len({cell["id"] for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_uses_public_names_only_and_ends_with_its_claims(path: Path) -> None:
+    cells = code(path)
+    for source in cells:
+        for node in ast.walk(ast.parse(source)):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in ("probe", "erase")
+            ):
+                package = {"probe": probe, "erase": erase}[node.value.id]
+                assert node.attr in {*package.__all__, *getattr(package, "_SUBMODULES", ())}, ast.unparse(node)
+    claims = [node for node in ast.walk(ast.parse(cells[-1])) if isinstance(node, ast.Assert)]
+    assert len(claims) >= 4
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_lead_to_notebooks_that_exist(path: Path) -> None:
+    for cell in read(path)["cells"]:
+        if cell["cell_type"] == "markdown":
+            for link in re.findall(r"\]\(([^)]+\.ipynb)\)", "".join(cell["source"])):
+                assert (FOLDER / link).is_file()
