@@ -2,7 +2,7 @@
 
 Everything lies under ``runs/claims/pruning``: ``trainings/`` (an eraser trained once; its checkpoints are strengths),
 ``judged/`` (pictures and verdicts), ``attacks/``. Every row reuses what another made, and goes on where it was cut.
-Edits are of the model in the dtype they were trained in, so each ``--dtype`` has a folder of its own.
+Edits are of the model as it is released; ``--dtype`` is of pictures and attacks, and has a folder of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from models import drawing, own
 
 import erase
 import probe
@@ -76,7 +77,7 @@ POINTS: dict[str, dict[str, Any]] = {
 
 
 def trained(
-    pipe: Any, concept: Any, method: str, seed: int, out: Path, setting: Mapping[str, Any] | None = None
+    concept: Any, method: str, seed: int, out: Path, setting: Mapping[str, Any] | None = None
 ) -> dict[int, erase.Edit]:
     """Iterations -> the edit after so many; trained once, read from its folder afterwards."""
     setting = SETTINGS[method][0] if setting is None else setting
@@ -91,11 +92,11 @@ def trained(
         if objective == "esd":
             common["prompts"] = list(concept.prompts["explicit"])
         if method.startswith("p-"):
-            erase.differentiable_prune(pipe, concept, objective=objective, **common)
+            erase.differentiable_prune(own(), concept, objective=objective, **common)
         elif method == "esd":
-            erase.esd(pipe, concept, **common)
+            erase.esd(own(), concept, **common)
         else:
-            erase.ablating_concepts(pipe, concept, **common)
+            erase.ablating_concepts(own(), concept, **common)
     return {n: erase.load_edit(folder / "checkpoints" / str(n)) for n in numbers}
 
 
@@ -114,7 +115,7 @@ def strengths(
     edits, facts = {}, {}
     for method, tried in settings.items():
         for setting in tried:
-            for n, edit in trained(pipe, concept, method, 0, out, setting).items():
+            for n, edit in trained(concept, method, 0, out, setting).items():
                 edits[f"{method} {words_of(setting)} {n}"] = edit
                 facts[f"{method} {words_of(setting)} {n}"] = {
                     "method": method, "setting": json.dumps(setting), "iterations": n, "density": edit.density,
@@ -193,7 +194,7 @@ def contenders(pipe: Any, world: Any, args: argparse.Namespace) -> Iterator[Cont
             match = matched(tried, pair)
             for seed in range(min(args.seeds, SEEDS.get(name, args.seeds))):
                 for method, n in ((PAIRS[pair], match.base), (pair, match.pruned)):
-                    yield Contender(name, method, seed, trained(pipe, world[name], method, seed, args.out)[n], match)
+                    yield Contender(name, method, seed, trained(world[name], method, seed, args.out)[n], match)
 
 
 # --- Attacks ----------------------------------------------------------------------------------------------------------
@@ -257,22 +258,22 @@ def arguments(about: str | None, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="training seeds, at most; ink has one")
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--dtype", default="float32", help="bfloat16 is twice as fast on a CPU with AMX")
-    parser.add_argument("--out", type=Path, default=None, help=f"{OUT}-<dtype> by default")
+    parser.add_argument("--out", type=Path, default=None, help=f"{OUT} or {OUT}-<dtype> by default")
     parser.add_argument("--csv", type=Path, default=HERE / f"{name}.csv")
     parser.add_argument("--plan", action="store_true", help="say what there is to do, and how long it takes")
     return parser
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments; ``out`` names the dtype, because edits belong to a model in one."""
+    """The arguments; ``out`` names the dtype of its pictures."""
     args = parser.parse_args()
-    args.out = args.out or OUT.with_name(f"{OUT.name}-{args.dtype}")
+    args.out = args.out or (OUT if args.dtype == "float32" else OUT.with_name(f"{OUT.name}-{args.dtype}"))
     return args
 
 
 def opened(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The embedded pipeline and its world."""
-    return probe.load("emoji", dtype=args.dtype), probe.concepts("emoji")
+    """The pipeline that draws, and its world."""
+    return drawing(args.dtype), probe.concepts("emoji")
 
 
 def trainings_left(methods: Sequence[str], args: argparse.Namespace, *, tuned: bool = False) -> dict[str, int]:
@@ -299,10 +300,10 @@ def strengths_plan(methods: Sequence[str], args: argparse.Namespace) -> int:
 
 def tell(pictures: int, trainings: Mapping[str, int], args: argparse.Namespace, more: float = 0.0) -> None:
     """Pictures and minutes of a row, less the trainings that are kept; ``more``: seconds of other work."""
-    drawing = pictures * SECONDS.get(args.dtype, SECONDS["float32"])
+    seconds = pictures * SECONDS.get(args.dtype, SECONDS["float32"])
     learning = sum(n * (CHECKPOINTS[m.removeprefix("p-")][-1] * ITERATION[m] + DRAWN[m] * SECONDS["float32"])
                    for m, n in trainings.items())  # fmt: skip
     kept = sum(1 for _ in args.out.glob("judged/*/images/*.png"))
     names = ", ".join(f"{n} of {method}" for method, n in trainings.items() if n) or "none"
     print(f"trainings to come: {names}; {pictures} pictures ({kept} judged ones are kept by rows of this folder); "
-          f"about {(drawing + learning + more) / 60:.0f} minutes of a core in {args.dtype}")  # fmt: skip
+          f"about {(seconds + learning + more) / 60:.0f} minutes of a core in {args.dtype}")  # fmt: skip

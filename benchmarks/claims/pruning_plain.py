@@ -113,7 +113,7 @@ def report(pipe: Any, world: probe.World, args: argparse.Namespace) -> pd.DataFr
         for method in args.methods:
             setting, n = SETTINGS[method]
             for seed in range(min(args.seeds, SEEDS.get(name, args.seeds))):
-                edits[f"{method} {seed}"] = trained(pipe, world[name], method, seed, args.out, setting)[n]
+                edits[f"{method} {seed}"] = trained(world[name], method, seed, args.out, setting)[n]
                 which[f"{method} {seed}"] = {"method": method, "training_seed": seed, "iterations": n}
         n_prompts = {"explicit": PROMPTS.get(name, 20), "preserve_test": args.others}
         table = probe.evaluate(pipe, edits, [world[name]], world=world, splits=tuple(n_prompts), n_prompts=n_prompts,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from models import own
 
 import erase
 import probe
@@ -48,14 +49,14 @@ def seconds(label: str, out: Path = OUT) -> float:
     return float((out / "edits" / label.replace(" ", "_") / "seconds.txt").read_text())
 
 
-def one_by_one(pipe: Any, method: str, names: Sequence[str], seed: int, out: Path = OUT, **options: Any) -> list[Any]:
+def one_by_one(method: str, names: Sequence[str], seed: int, out: Path = OUT, **options: Any) -> list[Any]:
     """An edit of each concept by `erase.resag`, `erase.low_rank` or `erase.spm`, each trained once."""
     world, eraser = probe.concepts("emoji"), getattr(erase, method)
     variant = "".join(f"-{key}={value}" for key, value in sorted(options.items()))
     defaults = SPM if method == "spm" else SETTINGS if method == "resag" else LINEAR
     found = []
     for name in names:
-        made = lambda name=name: eraser(pipe, world[name], seed=seed, progress=False, **defaults | options)  # noqa: E731
+        made = lambda name=name: eraser(own(), world[name], seed=seed, progress=False, **defaults | options)  # noqa: E731
         found.append(kept(f"{method}-{name}-{seed}{variant}", made, out))
     return found
 
@@ -99,10 +100,10 @@ def judged(out: Path) -> pd.DataFrame:
 def summary(rows: pd.DataFrame, label: str, edit_id: str, names: Sequence[str], world: Any) -> dict[str, Any]:
     """Rates and losses of one edit."""
     pairs = paired(rows, edit_id, ORIGINAL)
-    own = pairs[pairs["concept"].isin(names)]
-    rate = probe.stats.cluster_bootstrap(own["shown"], own["concept"], bounds=(0, 1))
+    about = pairs[pairs["concept"].isin(names)]
+    rate = probe.stats.cluster_bootstrap(about["shown"], about["concept"], bounds=(0, 1))
     found: dict[str, Any] = {"edit": label, "erased_n": rate.n, "shown": rate.value, "low": rate.low, "high": rate.high,
-                             "original": own["shown_other"].mean()}  # fmt: skip
+                             "original": about["shown_other"].mean()}  # fmt: skip
     for split in ("preserve_test", "preserve_fit"):
         part = pairs[pairs["concept"].isin(set(world.lists[split]) - set(names))]
         loss = probe.stats.paired_difference(part["shown"], part["shown_other"], part["concept"], bounds=(0, 1))
@@ -134,6 +135,7 @@ def arguments(about: str, name: str, images: Mapping[str, int]) -> argparse.Argu
     """What every row can be told."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--dtype", default="float32", help="of the model that draws; edits are made in float32")
     parser.add_argument("--csv", type=Path, default=HERE / f"{name}.csv")
     parser.add_argument("--images", nargs=3, type=int, default=list(images.values()), metavar=tuple(images))
     return parser

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from models import drawing, own
 from resag_common import COLOURS, arguments, measured, of_images, one_by_one, seconds
 
 import erase
@@ -30,21 +31,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", type=int, default=5, help="pairs of pipeline calls that are timed")
     args = parser.parse_args()
-    pipe, world = probe.load("emoji"), probe.concepts("emoji")
-    pipe.set_progress_bar_config(disable=True)
+    pipe, world = drawing(args.dtype), probe.concepts("emoji")
+    own().set_progress_bar_config(disable=True)
     every, rows = list(world.lists["erase_20"]), []
     for count in [c for c in args.counts if c <= len(every)]:
         names = every[:count]
-        edit = erase.stack(*one_by_one(pipe, "resag", names, args.seed, args.out), name=f"resag-{count}")
+        edit = erase.stack(*one_by_one("resag", names, args.seed, args.out), name=f"resag-{count}")
         table = measured(pipe, {f"{count} {edit.id[:6]}": edit}, names, args.out / "growth", of_images(args))
         spent = sum(seconds(f"resag-{name}-{args.seed}", args.out) for name in names)
-        cost = drawing(pipe, edit, args.calls)
+        cost = cost_of_drawing(own(), edit, args.calls)
         rows.append(table.assign(concepts=count, seconds=spent, megabytes=edit.nbytes / 1e6, drawing=cost))
         pd.concat(rows).round(4).to_csv(args.csv, index=False, lineterminator="\n")
     draw(pd.concat(rows), args.csv.with_suffix(".png"))
 
 
-def drawing(pipe: Any, edit: Any, pairs: int) -> float:
+def cost_of_drawing(pipe: Any, edit: Any, pairs: int) -> float:
     """Median over pairs of seconds with the edit over seconds without; the first pair is not counted."""
     taken = np.zeros((pairs + 1, 2))
 

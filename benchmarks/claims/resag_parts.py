@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from models import drawing, own
 from resag_common import COLOURS, SETTINGS, arguments, kept, measured, of_images, one_by_one
 
 import erase
@@ -48,9 +49,9 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    pipe, tables = probe.load("emoji"), []
+    pipe, tables = drawing(args.dtype), []
     for variant in args.variants:
-        edit = made(pipe, variant, args)
+        edit = made(variant, args)
         table = measured(pipe, {f"{variant} {edit.id[:6]}": edit}, args.concepts, args.out / "parts", of_images(args))
         parts = edit.report.get("parts", {variant: edit.report})  # a stack of one is that one
         reports = [one for part in parts.values() for one in part["concepts"].values()]
@@ -61,15 +62,13 @@ def main() -> None:
     draw(done, args.csv.with_suffix(".png"))
 
 
-def made(pipe: Any, variant: str, args: Any) -> Any:
+def made(variant: str, args: Any) -> Any:
     """The characters of one variant in one edit."""
     name = f"{variant}-{len(args.concepts)}"
     if variant == "linear only":
-        return erase.stack(*one_by_one(pipe, "low_rank", args.concepts, args.seed, args.out), name=name)
+        return erase.stack(*one_by_one("low_rank", args.concepts, args.seed, args.out), name=name)
     if variant != "anchors from everything":
-        return erase.stack(
-            *one_by_one(pipe, "resag", args.concepts, args.seed, args.out, **VARIANTS[variant]), name=name
-        )
+        return erase.stack(*one_by_one("resag", args.concepts, args.seed, args.out, **VARIANTS[variant]), name=name)
     world = probe.concepts("emoji")
     every = [
         world[n] for split in ("preserve_fit", "preserve_test") for n in world.lists[split] if n not in args.concepts
@@ -77,7 +76,7 @@ def made(pipe: Any, variant: str, args: Any) -> Any:
 
     def make(concept: str) -> Any:
         return erase.resag(
-            pipe, world[concept], preserve=every, nearest=None, seed=args.seed, progress=False, **SETTINGS
+            own(), world[concept], preserve=every, nearest=None, seed=args.seed, progress=False, **SETTINGS
         )
 
     parts = [kept(f"resag-{c}-{args.seed}-everything", lambda c=c: make(c), args.out) for c in args.concepts]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from models import drawing, own
 from resag_common import COLOURS, STRENGTHS, arguments, compared, judged, kept, measured, of_images, one_by_one
 
 import erase
@@ -32,12 +33,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*LEARNED, *CLOSED])
     parser.add_argument("--strengths", nargs="+", type=float, default=list(STRENGTHS))
     args = parser.parse_args()
-    pipe, world = probe.load("emoji"), probe.concepts("emoji")
+    pipe, world = drawing(args.dtype), probe.concepts("emoji")
     names = args.concepts or list(world.lists["erase_10"])
     rows = []
     for method in [m for m in args.methods if hasattr(erase, m)]:
         for seed in args.seeds if method in LEARNED else args.seeds[:1]:
-            whole = made(pipe, method, names, seed, args)
+            whole = made(method, names, seed, args)
             edits = {f"{method} {seed} {s:g}": erase.scaled(whole, s) for s in args.strengths}
             table = measured(pipe, edits, names, args.out / "remaining", of_images(args))
             facts = {"method": method, "seed": seed, "strength": list(args.strengths)}
@@ -47,12 +48,12 @@ def main() -> None:
     draw(table, args.csv.with_suffix(".png"))
 
 
-def made(pipe: Any, method: str, names: list[str], seed: int, args: Any) -> Any:
+def made(method: str, names: list[str], seed: int, args: Any) -> Any:
     """All characters in one edit: learned apart and merged, or solved together."""
     if method in LEARNED:
-        return erase.stack(*one_by_one(pipe, method, names, seed, args.out), name=f"{method}-{len(names)}")
+        return erase.stack(*one_by_one(method, names, seed, args.out), name=f"{method}-{len(names)}")
     concepts = [probe.concepts("emoji")[name] for name in names]
-    return kept(f"{method}-{len(names)}-{'+'.join(names)}", lambda: getattr(erase, method)(pipe, concepts), args.out)
+    return kept(f"{method}-{len(names)}-{'+'.join(names)}", lambda: getattr(erase, method)(own(), concepts), args.out)
 
 
 def matched(table: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:

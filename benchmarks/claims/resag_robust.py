@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from models import drawing
 from resag_common import COLOURS, arguments, judged, measured, of_images, one_by_one
 
 import erase
@@ -34,11 +35,11 @@ def main() -> None:
     args = parser.parse_args()
     if not hasattr(probe, "attack"):
         raise SystemExit("this row needs probe.attack")
-    pipe, world = probe.load("emoji"), probe.concepts("emoji")
+    pipe, world = drawing(args.dtype), probe.concepts("emoji")
     every = list(world.lists["erase_10"])
     rows = []
     for variant, options in VARIANTS.items():
-        edit = erase.stack(*one_by_one(pipe, "resag", every, args.seed, args.out, **options), name=f"resag {variant}")
+        edit = erase.stack(*one_by_one("resag", every, args.seed, args.out, **options), name=f"resag {variant}")
         plain = measured(pipe, {f"{variant} {edit.id[:6]}": edit}, every, args.out / "robust", of_images(args)).iloc[0]
         rows.append({"variant": variant, "attack": "none", "value": plain["shown"], "low": plain["low"],
                      "high": plain["high"], "n": plain["erased_n"], "original": plain["original"]})  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from models import drawing, own
 from scipy.stats import spearmanr
 
 import erase
@@ -159,11 +160,11 @@ def main() -> None:
     known = tables(world)
     if args.plan:
         return plan(args, known)
-    pipe, results = probe.load("emoji"), args.out / ("tune" if args.tune else "result")
+    pipe, results = drawing(args.dtype), args.out / ("tune" if args.tune else "result")
     for name in args.tables:
         table = known[name]
         rows = table.rows[: args.rows]
-        edits = {f"{name}: {row.name}": edit_of(pipe, world, name, row, args.out) for row in rows}
+        edits = {f"{name}: {row.name}": edit_of(world, name, row, args.out) for row in rows}
         found = probe.evaluate(pipe, edits, [world[c] for c in table.concepts], world=world, splits=tuple(table.splits),
                                n_prompts=limited(table.splits, args.prompts), seed_sets=args.seed_sets,
                                metrics=table.metrics, batch_size=20, steps=args.steps, progress=args.progress,
@@ -176,12 +177,12 @@ def main() -> None:
     return None
 
 
-def edit_of(pipe: Any, world: Any, table: str, row: Row, out: Path) -> Any:
+def edit_of(world: Any, table: str, row: Row, out: Path) -> Any:
     """The edit of a row, made once."""
     folder = out / "edits" / table / row.name.replace(" ", "_").replace("/", "_")
     if folder.is_dir():
         return erase.load_edit(folder)
-    edit = row.make(pipe, world, out)
+    edit = row.make(own(), world, out)
     edit.save_pretrained(folder)
     return edit
 
@@ -271,6 +272,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=None, help="only the first rows of each table")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--world", default="emoji")
+    parser.add_argument("--dtype", default="float32", help="of the model that draws; edits are made in float32")
     parser.add_argument("--progress", action="store_true")
     return parser.parse_args()
 
