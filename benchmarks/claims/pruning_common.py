@@ -2,7 +2,7 @@
 
 Everything lies under ``runs/claims/pruning``: ``trainings/`` (an eraser trained once; its checkpoints are strengths),
 ``judged/`` (pictures and verdicts), ``attacks/``. Every row reuses what another made, and goes on where it was cut.
-Edits are of the model as it is released; ``--dtype`` is of pictures and attacks, and has a folder of its own.
+Edits are of the model as it is released; ``--dtype`` is of the arithmetic of pictures and attacks, and has a folder.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def arguments(about: str | None, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
     parser.add_argument("--seeds", type=int, default=3, help="training seeds, at most; ink has one")
     parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--dtype", default="float32", help="bfloat16 is twice as fast on a CPU with AMX")
+    parser.add_argument("--dtype", default="float32", help="of the arithmetic that draws; bfloat16 is faster with AMX")
     parser.add_argument("--out", type=Path, default=None, help=f"{OUT} or {OUT}-<dtype> by default")
     parser.add_argument("--csv", type=Path, default=HERE / f"{name}.csv")
     parser.add_argument("--plan", action="store_true", help="say what there is to do, and how long it takes")

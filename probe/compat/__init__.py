@@ -7,7 +7,7 @@
 - `save_pipeline` writes the SD 1.x hub layout whatever the installed versions.
 """
 
-from probe.compat._networks import canonical_name, clean_config, live_name, refuse_compiled, unet_inputs
+from probe.compat._networks import canonical_name, clean_config, live_name, multiply_in, refuse_compiled, unet_inputs
 from probe.compat._original import original_names, original_shape
 from probe.compat._pipelines import LEFT_OUT, dtype_argument, quiet_libraries, save_pipeline
 from probe.compat._sklearn import l1_logistic
@@ -35,6 +35,7 @@ __all__ = [
     "dtype_argument",
     "l1_logistic",
     "live_name",
+    "multiply_in",
     "original_names",
     "original_shape",
     "quiet_libraries",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from probe.errors import BadInput
@@ -56,6 +57,27 @@ def refuse_compiled(module: Any, what: str) -> None:
             given=type(module).__name__,
             fix="work on the module as it was before torch.compile (module._orig_mod), or load the pipeline again",
         )
+
+
+def multiply_in(unet: Any, dtype: str) -> None:
+    """From now on the UNet multiplies in that type (autocast) and hands over float32; its weights stay as they are.
+
+    Edits, findings and attacks of the model so remain its own; a processor with matrix units for bfloat16 is faster.
+    """
+    import torch
+
+    forward = unet.forward
+
+    @functools.wraps(forward)
+    def faster(*args: Any, **options: Any) -> Any:
+        with torch.autocast(unet.device.type, getattr(torch, dtype)):
+            found = forward(*args, **options)
+        if isinstance(found, tuple):
+            return tuple(one.float() for one in found)
+        found.sample = found.sample.float()
+        return found
+
+    unet.forward = faster
 
 
 def unet_inputs(config: Any, *, device: str = "cpu", samples: int = 1, tokens: int = 4) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ def before_after(
     units: Mapping[str, Sequence[int]],
     sampling: Mapping[str, Any],
     *,
-    mode: str,
+    mode: Literal["zero", "mean", "scale"],
     value: float | None,
 ) -> dict[str, Array]:
     """The pictures of some samples without and with an intervention: row name -> (s y x 3)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -170,7 +170,9 @@ class Explorer(Acting[State]):
             self._drawn[self.state.concept, (site, unit)] = made
             self._become()
 
-    def intervene(self, *, mode: str = "zero", value: float | None = None, count: int = 4) -> None:
+    def intervene(
+        self, *, mode: Literal["zero", "mean", "scale"] = "zero", value: float | None = None, count: int = 4
+    ) -> None:
         """Draw pictures with and without the selection (or the neuron looked at) silenced, or scaled by ``value``."""
         with self._acting():
             chosen = self.state.chosen or (self._named(None, None),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ class View:
         e = self.explorer
         self._on_value(self.concept, e.choose_concept)
         self._on_value(self.method, e.choose_method)
-        self._on_value(self.neurons, lambda place: place is not None and e.choose_neuron(*place))
+        self._on_value(self.neurons, self._neuron)
         self._on_value(self.step, lambda step: e.choose_step(None if step < 0 else step))
         self.grid.observe(lambda change: self._cell(change["new"]), "clicked")
         pressed: list[tuple[Any, Callable[[], object]]] = [
@@ -97,6 +98,10 @@ class View:
     def _working(self, act: Callable[[], object]) -> None:
         self.message.value = '<p class="why">working …</p>'
         act()
+
+    def _neuron(self, place: tuple[str, int] | None) -> None:
+        if place is not None:
+            self.explorer.choose_neuron(*place)
 
     def _cell(self, clicked: list[int]) -> None:
         row, column, _ = clicked
@@ -169,7 +174,8 @@ class View:
         for name, (title, make) in makers.items():
             shown = ""
             if self.explorer.state.neuron is not None:
-                shown = html.section(title, lambda make=make, title=title: html.picture(make(self.explorer), title))
+                picture = functools.partial(self._picture, make, title)
+                shown = html.section(title, picture)
             self.figures[name].value = shown
         before = self.explorer.pictures is not None
         self.figures["before"].value = (
@@ -177,3 +183,6 @@ class View:
             if before
             else ""
         )
+
+    def _picture(self, make: Callable[[Explorer], bytes], title: str) -> str:
+        return html.picture(make(self.explorer), title)

@@ -203,7 +203,7 @@ def _references(reference: Any, concepts: Sequence[str]) -> dict[str, Any]:
 def _names(run: Any) -> list[str]:
     """The concepts that a run holds, in order of appearance."""
     table = run if isinstance(run, xr.Dataset) else _run(run).samples
-    values = table["concept"].values if "concept" in table else []
+    values: Any = table["concept"].values if "concept" in table else ()
     return list(dict.fromkeys(str(value) or UNNAMED for value in values)) or [UNNAMED]
 
 

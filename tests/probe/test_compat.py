@@ -185,3 +185,16 @@ def test_quiet_libraries_leaves_settings_as_they_were():
         assert library.is_progress_bar_enabled()
     finally:
         library.set_verbosity_warning()
+
+
+def test_a_unet_multiplies_in_another_type_and_stays_the_same_model():
+    pipe = tiny_pipeline()
+    inputs = compat.unet_inputs(pipe.unet.config)
+    inputs["sample"] = torch.randn(inputs["sample"].shape, generator=torch.Generator().manual_seed(0))
+    before, plain = fingerprint(pipe).to_json(), pipe.unet(**inputs).sample
+    compat.multiply_in(pipe.unet, "bfloat16")
+    found = pipe.unet(**inputs).sample
+    assert found.dtype == torch.float32
+    assert fingerprint(pipe).to_json() == before
+    assert 0 < float((found - plain).norm() / plain.norm()) < 0.03
+    torch.testing.assert_close(pipe.unet(**inputs, return_dict=False)[0], found)
