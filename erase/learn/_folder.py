@@ -58,10 +58,10 @@ def _is_this(path: Path, stamp: Mapping[str, Any], force: bool) -> bool:
         check_free(path, KIND, ours=False, force=force)
     try:
         found = json.loads(header.read_text(encoding="utf-8"))
-        formats.check_header(found, KIND, header)
         identity, found_id = found["identity"], found["id"]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreDamaged("the training's description is damaged", given=f"{header}: {error}") from error
+    formats.check_header(found, KIND, header)
     if force and found_id != stamp["id"]:
         return False
     fix = "repeat the call that made it, choose another folder, or force=True"
