@@ -53,8 +53,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One thread and one process for each core: tiny pipelines gain nothing from more threads.
 test: lint ## lint, types, layers, then unit and property tests on tiny pipelines
-	$(BIN)/python -m pytest -q -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow' -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: setup ## bounds on the embedded model, kill tests, SD-shaped tests
 	$(BIN)/python -m pytest -q -m slow --ignore=tests/test_wheel.py

@@ -2,7 +2,7 @@
 
     python benchmarks/closed_form.py [row ...]      # all rows by default; --list names them
 
-Both sides of a ratio run in one process, in turn, as in `recorder.py`. Rows are kept in
+Both sides of a ratio run in one process, in turn, as in `rows.py`. Rows are kept in
 `benchmarks/results/closed_form.csv`; a row that is measured again replaces the old one. Matrices have the shapes of
 SD 1.x and random numbers.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recorder import in_turn, ratio, run_rows, sd15
+from rows import HERE, Rows, in_turn, ratio, registering, run_rows, sd15
 from torch import Tensor
 
 import erase
@@ -26,17 +26,11 @@ from erase.closed_form._trce_trajectory import steering_loss
 from erase.gram import System, outer, ridged
 from probe.testing import tiny_pipeline
 
-HERE = Path(__file__).resolve().parent
-ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {}
+ROWS: Rows = {}
+row = registering(ROWS)
 OUTPUTS = (*[320] * 2, *[640] * 2, *[1280] * 2, 1280, *[1280] * 3, *[640] * 3, *[320] * 3)  # of 16 cross-attentions
 WIDTH, PAIRS, TOKENS, PROMPTS = 768, 300, 77, 260  # 260 prompts are 20,020 preserved rows
 RIDGE, KEEP = 0.5, 0.1
-
-
-def row(function: Callable[[Path], list[dict[str, Any]]]) -> Callable[[Path], list[dict[str, Any]]]:
-    """Register a row under its function's name."""
-    ROWS[function.__name__] = function
-    return function
 
 
 def problem() -> tuple[list[Tensor], Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
     python benchmarks/gates.py [row ...]      # all rows by default; --list names them
 
-Both sides of a ratio run in one process, in turn, as in `recorder.py`. Rows are kept in `benchmarks/results/gates.csv`;
+Both sides of a ratio run in one process, in turn, as in `rows.py`. Rows are kept in `benchmarks/results/gates.csv`;
 a row that is measured again replaces the old one. Gates have made-up numbers where only their cost is asked for.
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from recorder import PROMPTS, STEPS, bare, emoji, in_turn, ratio, run_rows, sd15
+from rows import HERE, PROMPTS, STEPS, Rows, bare, emoji, in_turn, ratio, registering, run_rows, sd15
 
 import erase
 import probe
@@ -24,8 +23,8 @@ from erase.gated._projections import Projections, projections_of
 from erase.gated._resag import hook_of
 from erase.gated._settings import Settings
 
-HERE = Path(__file__).resolve().parent
-ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {}
+ROWS: Rows = {}
+row = registering(ROWS)
 
 #: Published settings for characters; how long stages are does not matter here.
 PUBLISHED = {
@@ -34,12 +33,6 @@ PUBLISHED = {
     "first_iterations": 1800, "lr": 3e-5, "first_lr": 3e-4, "adversaries": 16, "adversary_weight": 1.0,
     "adversary_iterations": 450, "adversary_lr": 0.01, "keep_adversaries": "latest", "seed": 0,
 }  # fmt: skip
-
-
-def row(function: Callable[[Path], list[dict[str, Any]]]) -> Callable[[Path], list[dict[str, Any]]]:
-    """Register a row under its function's name."""
-    ROWS[function.__name__] = function
-    return function
 
 
 def gates(pipe: Any, concepts: int) -> Any:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recorder import HERE, Rows, in_turn, ratio, run_rows, sd15
+from rows import HERE, Rows, in_turn, ratio, run_rows, sd15
 
 import probe
 from erase._concepts import listed

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from probe import stats
-from probe._eval_measure import Rulers, thresholds
+from probe._eval_measure import Rulers, columns_of, thresholds
 from probe._result import ORIGINAL, ResultStore
 from probe._result_rows import unpack_scores
 from probe.attacks import AttackSet, Carried, Found
@@ -332,16 +332,7 @@ def _cell(
         "split": "attacked",
         "metric": metric,
         "seed_set": 0,
-        "value": value.value,
-        "ci_low": value.low,
-        "ci_high": value.high,
-        "interval": value.kind,
-        "n": value.n,
-        "n_failed": value.n_failed,
-        "original": original,
-        "difference": diff.value,
-        "diff_low": diff.low,
-        "diff_high": diff.high,
+        **columns_of(value, original, diff),
     }
 
 

@@ -242,19 +242,23 @@ class Measure:
         # the unedited model does not differ from itself, and that is known exactly
         if same and np.isfinite(diff.value):
             diff = diff._replace(value=0.0, low=0.0, high=0.0)
-        return {
-            "metric": m.name,
-            "value": value.value,
-            "ci_low": value.low,
-            "ci_high": value.high,
-            "interval": value.kind,
-            "n": value.n,
-            "n_failed": value.n_failed,
-            "original": original,
-            "difference": diff.value,
-            "diff_low": diff.low,
-            "diff_high": diff.high,
-        }
+        return {"metric": m.name, **columns_of(value, original, diff)}
+
+
+def columns_of(value: stats.Interval, original: float, diff: stats.Interval) -> dict[str, Any]:
+    """A cell's numbers by column: the edited model's value, the unedited one's, and the paired difference."""
+    return {
+        "value": value.value,
+        "ci_low": value.low,
+        "ci_high": value.high,
+        "interval": value.kind,
+        "n": value.n,
+        "n_failed": value.n_failed,
+        "original": original,
+        "difference": diff.value,
+        "diff_low": diff.low,
+        "diff_high": diff.high,
+    }
 
 
 def thresholds(judge: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from probe import compat, tokens
 from probe._announce import Call, Step, announced, stepping
 from probe._progress import progress_bar
 from probe.errors import BadInput, nearest
@@ -69,6 +70,9 @@ def generate(
         logger.warning("the safety checker of this pipeline blackens images; probe.load leaves it out")
     if getattr(pipe, "watermark", None) is not None:
         logger.warning("this pipeline puts a watermark into images; probe.load leaves it out")
+    if cut := [text for text in _texts(batches) if tokens.is_cut(pipe.tokenizer, text)]:
+        most = pipe.tokenizer.model_max_length
+        logger.warning("%d prompts have more than the %d tokens that the model reads, as %r", len(cut), most, cut[0])
     images = np.zeros((len(samples), *(size if decode else (0, 0)), 3), np.uint8)
     total = len(samples)
     with sampling(pipe), progress_bar(progress, total, "images", unit="img") as advance:
@@ -150,6 +154,11 @@ def _column(samples: pd.DataFrame, name: str) -> list[Any]:
     return [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
 
 
+def _texts(batches: list[Batch]) -> list[str]:
+    """Every text that is encoded, once, in order."""
+    return list(dict.fromkeys(text for batch in batches for text in (*batch.prompts, *(batch.negative or ()))))
+
+
 def _text(value: Any) -> str | None:
     # "" and None both mean no negative prompt; SDXL encodes them differently, so only one of them goes on
     return str(value) if value else None
@@ -161,17 +170,18 @@ def _call(pipe: Any, batch: Batch, steps: int, size: tuple[int, int], decode: bo
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
     shape = (pipe.unet.config.in_channels, *(side // pipe.vae_scale_factor for side in size))
     latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    result = pipe(
-        prompt=batch.prompts,
-        negative_prompt=batch.negative if batch.guidance > 1 else None,
-        num_inference_steps=steps,
-        guidance_scale=batch.guidance,
-        generator=generators,
-        latents=latents.to(pipe.unet.dtype),
-        height=size[0],
-        width=size[1],
-        output_type="np" if decode else "latent",
-    ).images
+    with compat.quiet_libraries():  # they name the lost end of a long prompt in every batch; `generate` says it once
+        result = pipe(
+            prompt=batch.prompts,
+            negative_prompt=batch.negative if batch.guidance > 1 else None,
+            num_inference_steps=steps,
+            guidance_scale=batch.guidance,
+            generator=generators,
+            latents=latents.to(pipe.unet.dtype),
+            height=size[0],
+            width=size[1],
+            output_type="np" if decode else "latent",
+        ).images
     if not decode:
         return np.zeros((len(batch.rows), 0, 0, 3), np.uint8)
     if failed := int((~np.isfinite(result)).any(axis=(1, 2, 3)).sum()):

@@ -77,7 +77,7 @@ def create_group(root: Any, group: Group, samples: pd.DataFrame, unit: int) -> N
 
 def create_array(group: Any, variable: Variable, samples: int, codecs: Sequence[Any] | None = None) -> Any:
     """Make an empty array of a run: filled with NaN, or with 0 where the type has none."""
-    return group.create_array(
+    array = group.create_array(
         variable.name,
         shape=(samples, *variable.sizes),
         chunks=variable.chunk,
@@ -86,12 +86,19 @@ def create_array(group: Any, variable: Variable, samples: int, codecs: Sequence[
         dimension_names=("sample", *variable.dims),
         compressors=compressors(variable.dtype) if codecs is None else codecs,
     )
+    return every_chunk(array)
 
 
 def put(
-    group: Any, name: str, values: np.ndarray, dims: tuple[str, ...], chunks: tuple[int, ...] | None = None
+    group: Any,
+    name: str,
+    values: np.ndarray,
+    dims: tuple[str, ...],
+    chunks: tuple[int, ...] | None = None,
+    *,
+    sparse: bool = False,
 ) -> None:
-    """Store an array that is known now: a coordinate, a column."""
+    """Store an array that is known now: a coordinate, a column; ``sparse``: without chunks of the fill value alone."""
     text = values.dtype.kind in "OUT"
     array = group.create_array(
         name,
@@ -102,7 +109,15 @@ def put(
         dimension_names=dims,
         compressors=compressors(),
     )
-    array[...] = values
+    (array if sparse else every_chunk(array))[...] = values
+
+
+def every_chunk(array: Any) -> Any:
+    """The array, to be written without leaving out chunks of nothing but the fill value: absent ones are damage then.
+
+    A setting of this array: zarr's own, which is the process's, is not restored rightly when threads overlap.
+    """
+    return array.with_config({"write_empty_chunks": True})
 
 
 def plain(column: pd.Series) -> np.ndarray:

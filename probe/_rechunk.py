@@ -74,7 +74,6 @@ def rechunk(
         with (
             target.written(replace=force) as store,
             disk_errors(target.path),
-            zarr.config.set({"array.write_empty_chunks": True}),
             progress_bar(progress, total, "rechunking", "B") as advance,
         ):
             root = zarr.create_group(store, zarr_format=3, attributes={"unfinished": True})

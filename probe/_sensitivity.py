@@ -303,7 +303,7 @@ class _Study:
             runs.append(self._recorded(Condition("select", selecting, {}, edited), folder / name, shared))
             advance(1)
         values = [maths.contribution(_values(run), run.fan_out) for run in runs]
-        delta = maths.erased_delta(*values).mean(0)
+        delta = maths.fall(*values).mean(0)
         return maths.highest(delta, max(1, round(share * len(delta))))
 
     # --- what is found ---

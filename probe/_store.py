@@ -31,7 +31,7 @@ from probe._checks import BadChunk
 from probe._chunks import readable_size
 from probe._codecs import encoding
 from probe._files import disk_errors
-from probe._groups import Group, by_unit, create_group, group_names, plain, put
+from probe._groups import Group, by_unit, create_group, every_chunk, group_names, plain, put
 from probe._headers import AGAIN, UNFINISHED, kind_of, open_group, reading
 from probe._locks import Rank
 from probe._places import Place, copy_store, place_of
@@ -91,14 +91,13 @@ class RunStore:
         with place.written(replace=replace) as target, disk_errors(place.path):
             made = zarr.storage.MemoryStore()  # fifty small files one by one take as long as a step of a small model
             root = zarr.create_group(made, zarr_format=3)
-            put(root, "done", np.zeros(n_units, np.uint8), ("unit",), (1,))
-            put(root, "nonfinite", np.full(n_units, "", object), ("unit",), (1,))
-            with zarr.config.set({"array.write_empty_chunks": True}):  # an absent chunk is then always damage
-                site_group = root.create_group("sites")
-                for name, column in sites.items():
-                    put(site_group, str(name), plain(column), ("site",))
-                for group in groups:
-                    create_group(root, group, samples, unit)
+            put(root, "done", np.zeros(n_units, np.uint8), ("unit",), (1,), sparse=True)
+            put(root, "nonfinite", np.full(n_units, "", object), ("unit",), (1,), sparse=True)
+            site_group = root.create_group("sites")
+            for name, column in sites.items():
+                put(site_group, str(name), plain(column), ("site",))
+            for group in groups:
+                create_group(root, group, samples, unit)
             zarr.create_group(target, zarr_format=3, attributes={UNFINISHED: True})
             copy_store(made, target)
             names = sorted(group.name for group in groups)
@@ -176,8 +175,7 @@ class RunStore:
         rows = self.rows(unit)
         with disk_errors(self.path), encoding():
             notes = self.root.get("nonfinite")  # opened first, so that empty texts need no chunk; older runs have none
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                stored = {(g, name): self.root[f"{g}/{name}"] for g, arrays in values.items() for name in arrays}
+            stored = {(g, n): every_chunk(self.root[f"{g}/{n}"]) for g, arrays in values.items() for n in arrays}
         with disk_errors(self.path):
             for group, arrays in values.items():
                 for name, array in arrays.items():
@@ -205,8 +203,8 @@ class RunStore:
         if ((before != 0) & (before != found)).any():
             raise StoreDamaged("sites saw other numbers of token rows than in earlier units", given=str(self.path))
         if (before != found).any():
-            with disk_errors(self.path), zarr.config.set({"array.write_empty_chunks": True}):
-                stored[:] = found
+            with disk_errors(self.path):
+                every_chunk(stored)[:] = found
 
     def extend(self, *, identity: Mapping[str, Any], id: str, samples: pd.DataFrame) -> Self:
         """Make room for a longer sample list that starts with the stored one (the caller has checked that).
@@ -214,7 +212,7 @@ class RunStore:
         A short last unit is recorded again: with more samples it is made in other batches. The header changes last,
         so an interrupted extension is simply asked for again.
         """
-        with disk_errors(self.path), zarr.config.set({"array.write_empty_chunks": True}):
+        with disk_errors(self.path):
             if self.n_samples % self.unit:
                 self._done[self.n_units - 1] = 0
             for name in ("done", "nonfinite"):
@@ -225,7 +223,7 @@ class RunStore:
                     if array.metadata.dimension_names[0] == "sample":
                         array.resize((len(samples), *array.shape[1:]))
                         if array_name in samples:
-                            array[:] = plain(samples[array_name])
+                            every_chunk(array)[:] = plain(samples[array_name])
             self.root.attrs.update(identity=identity, id=id)
         return type(self)(self.place)
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probe import compat
 from probe.errors import BadInput, unknown_name
 
 if TYPE_CHECKING:
@@ -149,13 +150,14 @@ def condition(
     both = guidance > 1 and distilled is None
     negative_prompt = None if negative is None or not both else list(negative)
     device, n = pipe.unet.device, len(prompts)
-    encoded = pipe.encode_prompt(
-        prompt=list(prompts),
-        device=device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=both,
-        negative_prompt=negative_prompt,
-    )
+    with compat.quiet_libraries():
+        encoded = pipe.encode_prompt(
+            prompt=list(prompts),
+            device=device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=both,
+            negative_prompt=negative_prompt,
+        )
     cond, uncond, *pooled = encoded
     text = torch.cat([uncond, cond]) if both else cond
     added = None

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probe import formats, provenance
-from probe._files import check_free, make_parent, occupied, remove, written_whole
+from erase.learn._folder import begin
+from probe._files import written_whole
 from probe.errors import StoreDamaged
 
 logger = logging.getLogger(__name__)
-
-KIND, HEADER = "training", "training.json"
 
 Stage = tuple[dict[str, Tensor], Tensor, dict[str, float]]
 
@@ -34,33 +32,8 @@ class Stages:
 
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any], *, force: bool = False) -> None:
         self.path = None if path is None else Path(path)
-        if self.path is None:
-            return
-        stamp = provenance.stamp(identity)
-        if occupied(self.path) and not self._is_this(stamp, force):
-            remove(self.path)
-        if not occupied(self.path):
-            make_parent(self.path / HEADER)
-            text = json.dumps({**formats.header(KIND), **stamp}, indent=1, ensure_ascii=False)
-            with written_whole(self.path / HEADER) as partial:
-                partial.write_text(text + "\n", encoding="utf-8")
-
-    def _is_this(self, stamp: Mapping[str, Any], force: bool) -> bool:
-        assert self.path is not None
-        header = self.path / HEADER
-        if not header.is_file():
-            check_free(self.path, KIND, ours=False, force=force)
-        try:
-            found = json.loads(header.read_text(encoding="utf-8"))
-            formats.check_header(found, KIND, header)
-            identity, found_id = found["identity"], found["id"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreDamaged("the training's description is damaged", given=f"{header}: {error}") from error
-        if force and found_id != stamp["id"]:
-            return False
-        fix = "repeat the call that made it, choose another folder, or force=True"
-        provenance.check_same(identity, stamp["identity"], "another training is here", fix=fix)
-        return True
+        if self.path is not None:
+            begin(self.path, identity, force=force)
 
     def load(self, concept: int, stage: int) -> Stage | None:
         """Gate, adversaries and losses after a stage; None if it was not finished."""

@@ -53,6 +53,39 @@ def training_alone(path: str | Path | None) -> Iterator[None]:
         yield
 
 
+def begin(path: Path, identity: Mapping[str, Any], *, force: bool = False) -> None:
+    """A training's folder with its description, or the one of the same identity that is there.
+
+    Raises `HeaderMismatch` naming the key in which the training there differs (unless ``force`` replaces it),
+    `BadInput` for something else there, `StoreDamaged` for a description that cannot be read.
+    """
+    stamp = provenance.stamp(identity)
+    if occupied(path) and not _is_this(path, stamp, force):
+        remove(path)
+    if not occupied(path):
+        make_parent(path / HEADER)
+        text = json.dumps({**formats.header(KIND), **stamp}, indent=1, ensure_ascii=False)
+        with written_whole(path / HEADER) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _is_this(path: Path, stamp: Mapping[str, Any], force: bool) -> bool:
+    header = path / HEADER
+    if not header.is_file():
+        check_free(path, KIND, ours=False, force=force)
+    try:
+        found = json.loads(header.read_text(encoding="utf-8"))
+        identity, found_id = found["identity"], found["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreDamaged("the training's description is damaged", given=f"{header}: {error}") from error
+    formats.check_header(found, KIND, header)
+    if force and found_id != stamp["id"]:
+        return False
+    fix = "repeat the call that made it, choose another folder, or force=True"
+    provenance.check_same(identity, stamp["identity"], "another training is here", fix=fix)
+    return True
+
+
 class Folder:
     """The folder of one training, made and used inside `training_alone`.
 
@@ -81,26 +114,7 @@ class Folder:
         self.save_every, self.checkpoints = save_every, set(checkpoints)
         if save_every < 1 or any(n < 1 for n in self.checkpoints):
             raise BadInput("save_every and checkpoints are numbers of iterations, from 1 on")
-        stamp = provenance.stamp(identity)
-        if occupied(self.path) and not self._is_this(stamp, force):
-            remove(self.path)
-        if not occupied(self.path):
-            make_parent(self.path / HEADER)
-            text = json.dumps({**formats.header(KIND), **stamp}, indent=1, ensure_ascii=False)
-            with written_whole(self.path / HEADER) as partial:
-                partial.write_text(text + "\n", encoding="utf-8")
-
-    def _is_this(self, stamp: Mapping[str, Any], force: bool) -> bool:
-        header = self.path / HEADER
-        if not header.is_file():
-            check_free(self.path, KIND, ours=False, force=force)
-        found = json.loads(header.read_text(encoding="utf-8"))
-        formats.check_header(found, KIND, header)
-        if force and found["id"] != stamp["id"]:
-            return False
-        fix = "repeat the call that made it, choose another folder, or force=True"
-        provenance.check_same(found["identity"], stamp["identity"], "another training is here", fix=fix)
-        return True
+        begin(self.path, identity, force=force)
 
     # --- going on ---
 

@@ -58,7 +58,6 @@ class Limits:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-Budget = str | Mapping[str, int]
 PRESETS = ("quick", "paper")
 
 

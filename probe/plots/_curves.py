@@ -67,9 +67,7 @@ def plot_ablation_curves(
     _rates(ax, table)
     ax.set_xlabel(xlabel or ("neurons ablated" if x == "k" else x), fontsize=SMALL + 1)
     ax.set_ylabel(label, fontsize=SMALL + 1)
-    ax.legend(
-        fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), title=by, title_fontsize=SMALL
-    )
+    _legend(ax, by)
     if title:
         ax.set_title(title, fontsize=SMALL + 3, loc="left")
     return ax
@@ -117,9 +115,7 @@ def plot_rates(
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(*_limits(table))
     ax.set_xlabel(label, fontsize=SMALL + 1)
-    ax.legend(
-        fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), title=by, title_fontsize=SMALL
-    )
+    _legend(ax, by)
     if title:
         ax.set_title(title, fontsize=SMALL + 3, loc="left")
     return ax

@@ -1,5 +1,4 @@
-"""What an edit takes from a neuron, and what an attack gives back: the maths that `erased_delta` and `sensitivity`
-share.
+"""What an edit takes from a neuron, and what an attack gives back: the maths of `sensitivity`.
 
 Published for P-ESD (Yang et al., arXiv 2405.16534) is a comparison of two models on the same prompts: the difference of
 their mean absolute activations. A neuron whose *outgoing* weights were edited is as active as before; what it hands on
@@ -42,7 +41,7 @@ def contribution(absmean: Float[Array, "*axes n"], fan_out: Float[Array, " n"]) 
     return absmean * fan_out
 
 
-def erased_delta(original: Float[Array, "s t n"], edited: Float[Array, "s t n"]) -> Float[Array, "t n"]:
+def fall(original: Float[Array, "s t n"], edited: Float[Array, "s t n"]) -> Float[Array, "t n"]:
     """rho_j(t) = mean over samples of (original - edited), both at the same x_t: what the edit took."""
     return _mean(original - edited)
 

@@ -23,8 +23,26 @@ TIMESTEPS = (801, 501, 201)
 CAUSAL, TWINS, DECOYS = 20, 5, 20
 
 
+class Truth:
+    """What is known of planted neurons, from ``causal`` (n,), ``twins`` (pair 2) and ``decoys`` (n,): their places."""
+
+    causal: np.ndarray
+    twins: np.ndarray
+    decoys: np.ndarray
+
+    @property
+    def carrying(self) -> np.ndarray:
+        """Places of causal neurons and their copies."""
+        return np.sort(np.concatenate([self.causal, self.twins[:, 1]]))
+
+    @property
+    def responding(self) -> np.ndarray:
+        """Places of all neurons that rise with the concept, decoys among them."""
+        return np.sort(np.concatenate([self.carrying, self.decoys]))
+
+
 @dataclass(frozen=True)
-class Planted:
+class Planted(Truth):
     """Target and reference runs in which some neurons carry a concept, and which these are.
 
     - ``pipe``: the tiny pipeline that the runs name; the outgoing weights of the decoys are zero in it
@@ -41,16 +59,6 @@ class Planted:
     twins: np.ndarray
     decoys: np.ndarray
     effect: float
-
-    @property
-    def carrying(self) -> np.ndarray:
-        """Places of causal neurons and their copies."""
-        return np.sort(np.concatenate([self.causal, self.twins[:, 1]]))
-
-    @property
-    def responding(self) -> np.ndarray:
-        """Places of all neurons that rise with the concept, decoys among them."""
-        return np.sort(np.concatenate([self.carrying, self.decoys]))
 
 
 def planted_runs(effect: float = 2.0, *, pairs: int = 100, seed: int = 0) -> Planted:

@@ -18,7 +18,7 @@ from probe._sites import Site, sites
 from probe._trace import Trace, TraceDict
 from probe.errors import BadInput
 from probe.testing._pipelines import POSITIONS, assembled, tiny_configs
-from probe.testing._planted import CAUSAL, DECOYS, TWINS
+from probe.testing._planted import CAUSAL, DECOYS, TWINS, Truth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,7 @@ _APART = 8.0  # log-odds between the mean picture with the concept and without
 
 
 @dataclass(frozen=True)
-class PlantedModel:
+class PlantedModel(Truth):
     """A tiny pipeline in which 20 neurons carry the concept "zorse", with a judge of its pictures.
 
     - ``causal`` (20,): places on the axis of the ffn sites' neurons; ``twins`` (5 2): the first five of them, each with
@@ -56,16 +56,6 @@ class PlantedModel:
     steps: int
     guidance: float
     window: tuple[float, float]
-
-    @property
-    def carrying(self) -> np.ndarray:
-        """Places of causal neurons and their copies."""
-        return np.sort(np.concatenate([self.causal, self.twins[:, 1]]))
-
-    @property
-    def responding(self) -> np.ndarray:
-        """Places of all neurons that rise with the concept, decoys among them."""
-        return np.sort(np.concatenate([self.carrying, self.decoys]))
 
     def samples(self, count: int, *, concept: bool = True, first_seed: int = 0) -> pd.DataFrame:
         """A table of prompts with the concept, or without; seeds count from ``first_seed``.

@@ -285,3 +285,11 @@ def test_images_with_nan_are_black_and_counted_in_the_log(pipe, caplog):
     assert (images[0] == 0).all()
     assert (images[1] != 0).any()
     assert "1 of 2 images" in caplog.text
+
+
+def test_a_prompt_that_is_cut_is_told_of_once(pipe, caplog, capsys):
+    long = "a church " * 40
+    assert generate(pipe, table(long, long, "a hill"), steps=1, batch_size=1, progress=False).shape[0] == 3
+    assert [record.name for record in caplog.records] == ["probe._generate"]
+    assert "1 prompts have more than the 32 tokens" in caplog.text
+    assert capsys.readouterr().err == ""

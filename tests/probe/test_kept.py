@@ -286,6 +286,7 @@ def test_chunked_feed_forwards_fill_the_same_maps(kept, tmp_path):
         np.testing.assert_allclose(open_run(other)[name], open_run(kept.run)[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_maps_goes_on_with_the_same_bits(kept, tmp_path):
     def stop(done, total):
         raise KeyboardInterrupt

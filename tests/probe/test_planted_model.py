@@ -25,7 +25,11 @@ logger = logging.getLogger(__name__)
 PAIRS = 100
 
 
-@pytest.fixture(scope="module", params=[1.0, 2.0, 4.0], ids=lambda effect: f"{effect:g} sd")
+@pytest.fixture(
+    scope="module",
+    params=[2.0, *(pytest.param(effect, marks=pytest.mark.slow) for effect in (1.0, 4.0))],
+    ids=lambda effect: f"{effect:g} sd",
+)
 def planted(request, tmp_path_factory):
     """A planted model and runs of 100 pairs; what was found of it is logged at the end."""
     model, folder = planted_model(request.param), tmp_path_factory.mktemp("runs")
@@ -188,6 +192,7 @@ def test_gradient_tells_decoys(planted, objective):
         assert min(precision, recall) >= 0.95
 
 
+@pytest.mark.slow
 def test_causal_tells_decoys(planted):
     """The 45 that contrast finds, and 19 others of the same site."""
     model = planted.model

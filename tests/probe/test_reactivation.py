@@ -21,14 +21,14 @@ def test_differences_are_means_of_contributions():
     fan_out = np.random.default_rng(9).random(N)
     a, b = drawn(0, 1.0), drawn(1, 0.4)
     contributions = [maths.contribution(x, fan_out) for x in (a, b)]
-    assert np.allclose(maths.erased_delta(*contributions), oracle.mean_difference(a, b, fan_out))
+    assert np.allclose(maths.fall(*contributions), oracle.mean_difference(a, b, fan_out))
     assert np.allclose(maths.rise(contributions[1], contributions[0]), oracle.mean_difference(a, b, fan_out))
 
 
 def test_a_sample_that_was_not_measured_is_left_out():
     a, b = drawn(0, 1.0), drawn(1, 0.4)
     a[0] = np.nan
-    assert np.allclose(maths.erased_delta(a, b), oracle.mean_difference(a[1:], b[1:], np.ones(N)))
+    assert np.allclose(maths.fall(a, b), oracle.mean_difference(a[1:], b[1:], np.ones(N)))
 
 
 @pytest.mark.parametrize("back", [0.0, 0.5, 1.0])
@@ -47,13 +47,13 @@ def test_the_ratio_is_the_share_that_came_back(back):
 @pytest.mark.parametrize("seed", range(8))
 def test_selected_on_noise_and_measured_on_other_noise_the_interval_covers_zero(seed):
     a = [drawn((seed, i), 1.0, 0.3) for i in range(2)]
-    chosen = maths.highest(maths.erased_delta(*a).mean(0), 5)
+    chosen = maths.highest(maths.fall(*a).mean(0), 5)
     b = [drawn((seed, i), 1.0, 0.3) for i in range(2, 5)]
     given, taken = (b[2] - b[1])[:, :, chosen].sum((1, 2)), (b[0] - b[1])[:, :, chosen].sum((1, 2))
     found = maths.reactivation(given, taken, range(SAMPLES), level=0.99)
     assert found.low <= 0 <= found.high
     # on the noise that they were selected on, what the edit took is above 0 by construction
-    assert maths.erased_delta(*a)[:, chosen].mean() > 0
+    assert maths.fall(*a)[:, chosen].mean() > 0
 
 
 def test_samples_of_one_prompt_are_drawn_together():

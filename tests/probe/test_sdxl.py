@@ -254,6 +254,7 @@ def test_the_scheduler_of_sdxl_has_fractional_timesteps(tmp_path):
     np.testing.assert_allclose(ds["timestep"].values, [999, 749.25, 499.5, 249.75, 0])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_bits(pipe, tmp_path):
     table = {"prompt": [f"prompt {i}" for i in range(10)], "negative_prompt": ["x"] * 3 + [""] * 5 + ["x", ""]}
     chosen = ["unet.mid_block.*.ffn", "mlp"]

@@ -15,7 +15,7 @@ from probe._sensitivity import CONDITIONS, GROUPS, XT, sensitivity
 from probe.attacks import AttackSet, Found
 from probe.errors import BadInput, WrongModel
 from probe.provenance import stamp
-from probe.testing import KINDS, tiny_pipeline
+from probe.testing import tiny_pipeline
 from tests.erase.snapshots import snapshot
 from tests.probe.measuring import concept
 
@@ -88,7 +88,7 @@ def pipe():
     return tiny_pipeline()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sd15", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sd21", "sdxl"))])
 def test_every_kind_of_pipeline_is_measured_and_left_as_it_was(kind):
     pipe = tiny_pipeline(kind)
     edit = scaled_ff(pipe, 0.5)
@@ -128,6 +128,7 @@ def test_planted_neurons_that_an_attack_relights_have_ratio_one_and_controls_zer
     assert float(found.dataset["ratio_low"].sel(xt="shared", quantity="raw", group="concept")) > 0.3
 
 
+@pytest.mark.slow
 def test_shared_x_t_is_the_originals_for_both_models(pipe, tmp_path):
     from probe import open_run
 
@@ -146,6 +147,7 @@ def test_shared_x_t_is_the_originals_for_both_models(pipe, tmp_path):
     assert {"trajectory", "own-adversarial", "shared-failed"} <= set(lines)
 
 
+@pytest.mark.slow
 def test_repeating_the_call_with_the_same_folder_records_nothing_again(pipe, tmp_path):
     edit = scaled_ff(pipe, 0.5)
     options = {"adversarial": attack_set(pipe, edit_id=edit.id), "concept": CHURCH, "n_select": 2, "out": tmp_path}
@@ -161,6 +163,7 @@ def test_repeating_the_call_with_the_same_folder_records_nothing_again(pipe, tmp
     assert first.dataset["ratio"].equals(again.dataset["ratio"])
 
 
+@pytest.mark.slow
 def test_the_raw_form_says_nothing_where_only_outgoing_weights_are_masked(pipe):
     site = sites(pipe, "ffn")[0]
     weight = site.resolve(pipe).weight
@@ -187,6 +190,7 @@ def test_saved_and_read_as_a_neuron_map_that_erasers_take(pipe, tmp_path):
     assert again.select(top=3).selected().sum() == 3
 
 
+@pytest.mark.slow
 def test_without_a_successful_attack_the_ratio_is_nan_and_failed_ones_are_measured(pipe, caplog):
     edit = scaled_ff(pipe, 0.5)
     attacks = attack_set(pipe, edit_id=edit.id, success=(False,) * 4)

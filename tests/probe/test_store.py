@@ -282,3 +282,15 @@ def test_what_is_no_run_is_said(full, tmp_path, damage):
         zarr.open_group(path).attrs.update(identity={})
     with pytest.raises(BadInput if damage == "nothing" else StoreDamaged, match=path.name):
         RunStore(path)
+
+
+def test_what_zarr_is_set_to_is_never_changed(tmp_path, monkeypatch):
+    found, write = set(), zarr.storage.LocalStore.set
+
+    async def noting(self, key, value, *args):
+        found.add(zarr.config.get("array.write_empty_chunks"))
+        await write(self, key, value, *args)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "set", noting)
+    assert fill(empty(tmp_path / "run"), range(3)).missing() == []
+    assert found == {False}

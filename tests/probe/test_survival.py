@@ -221,6 +221,7 @@ def test_a_dry_run_of_trajectories(pipe, tmp_path, capsys):
     assert not (tmp_path / "traj").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_keeps_units_and_says_how_to_resume(pipe, tmp_path):
     probe.compat.save_pipeline(pipe, tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {i}" for i in range(400)))

@@ -217,6 +217,7 @@ def test_a_few_iterations_give_an_edit(kind):
     assert all(value.isfinite().all() for value in hook.values.values())
 
 
+@pytest.mark.slow
 def test_adapters_learn_to_draw_what_erasing_asks_for(pipe):
     edit = erase.spm(
         pipe, "church", **QUICK | {"iterations": 60, "lr": 3e-3, "x_t": "cached", "cached": 2, "anchor_weight": 0.1}

@@ -120,6 +120,7 @@ def test_a_concept_is_all_its_surface_forms(pipe):
     assert edit.provenance["identity"]["inputs"]["concepts"] == ["church", "a road"]
 
 
+@pytest.mark.slow
 def test_retain_holds_what_is_preserved(pipe):
     few = {**FEW, "lr": 1e-3}
     edit = erase.esd(pipe, "church", iterations=3, retain=2.0, preserve=["a house"], **few)

@@ -50,7 +50,7 @@ def test_an_iteration_of_p_ac_on_every_kind_of_model(any_pipe):
     assert edit.name == "p-ac"
 
 
-@pytest.mark.parametrize("gates", ["hard-concrete", "straight-through"])
+@pytest.mark.parametrize("gates", ["hard-concrete", pytest.param("straight-through", marks=pytest.mark.slow)])
 def test_weights_are_pruned_where_the_loss_wants_them_gone(pipe, gates):
     few = {**FEW_GATES, "lr": 0.5, "iterations": 30, "sparsity": 0.0, "gates": gates}
     edit = erase.differentiable_prune(pipe, "church", **few)

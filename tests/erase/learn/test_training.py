@@ -101,7 +101,7 @@ def options(folder, **changed):
     return {**FEW, "train": "x-strict", "iterations": 6, "save_every": 2, "training": folder, **changed}
 
 
-@pytest.mark.parametrize("method", ["esd", "differentiable_prune"])
+@pytest.mark.parametrize("method", ["esd", pytest.param("differentiable_prune", marks=pytest.mark.slow)])
 def test_resume_equals_an_uninterrupted_training(pipe, tmp_path, method, monkeypatch):
     more = {"retain": 0.5, "preserve": ["a house"]}
     function = getattr(erase, method)

@@ -398,6 +398,7 @@ edit.save_pretrained(sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_pruning_from_a_saved_map_in_a_fresh_process(runs, tmp_path):
     pipe, folder = runs
     nm = probe.score(folder / "target", folder / "reference")

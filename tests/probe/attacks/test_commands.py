@@ -29,6 +29,7 @@ def shelf(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_attack_is_made_evaluated_and_looked_into(shelf, capsys):
     common = ["--model", f"{shelf}/model", "--steps", "2", "-q"]
     made = ["attack", "--concept", "church", "--edit", f"{shelf}/edit", "--method", "random", "--vocab", "open"]
