@@ -16,8 +16,8 @@ from erase._changes import Change, Delta, Hook, Mask, Replace, digest
 from erase._edit import Edit
 from probe import formats
 from probe._files import check_free, written_whole
-from probe._paths import data_dir
-from probe.errors import BadInput, StoreDamaged, WorkbenchError, unknown_name
+from probe._paths import committed
+from probe.errors import BadInput, StoreDamaged, WorkbenchError
 from probe.provenance import identity_id
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def load_edit(path: str | Path) -> Edit:
     Raises `UnknownName` with the nearest names for an edit that is not there, `BadInput` for another kind of file, and
     `StoreDamaged` naming what is torn, missing or altered.
     """
-    folder = _resolve(path)
+    folder = committed(path, "edits", "edit", HEADER)
     header = _header(folder)
     with _damage(folder / HEADER):
         changes = _changes(header["changes"], _read_tensors(folder), folder)
@@ -151,22 +151,6 @@ def _damage(path: Path) -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError) as error:  # BadInput of a change among them
         raise StoreDamaged("the edit's description is damaged", given=f"{path}: {error}", fix=_AGAIN) from error
-
-
-def _resolve(path: str | Path) -> Path:
-    folder = Path(path)
-    if isinstance(path, str) and path.startswith("emoji/") and not folder.exists():
-        home = data_dir() / "edits"
-        names = [p.name for p in home.iterdir() if (p / HEADER).is_file()] if home.is_dir() else []
-        name = path.removeprefix("emoji/")
-        if name not in names:
-            raise unknown_name("edit", path, [f"emoji/{n}" for n in names])
-        return home / name
-    if not folder.is_dir():
-        here = folder.parent
-        names = [p.name for p in here.iterdir() if (p / HEADER).is_file()] if here.is_dir() else []
-        raise unknown_name("edit", str(folder), [str(here / n) for n in names])
-    return folder
 
 
 def _header(folder: Path) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def opened(attacks: Any, world: Mapping[str, Any]) -> list[AttackSet]:
     Raises `BadInput` for two of one name, `UnknownName` for a concept that the world has not.
     """
     listed = [attacks] if isinstance(attacks, str | Path | AttackSet) else attacks  # one alone
-    found = [one if isinstance(one, AttackSet) else AttackSet.load(Path(one)) for one in listed]
+    found = [one if isinstance(one, AttackSet) else AttackSet.load(one) for one in listed]
     names = [cell_name(one) for one in found]
     if double := [name for name in names if names.count(name) > 1]:
         raise BadInput("two attack sets have the same name in a table", given=" ".join(map(str, double[0])))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from probe.errors import unknown_name
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -19,3 +21,19 @@ def data_dir() -> Path:
 def emoji_dir() -> Path:
     """The embedded world: pipeline, judges, concepts."""
     return data_dir() / "emoji"
+
+
+def committed(path: str | Path, folder: str, what: str, file: str) -> Path:
+    """The folder at ``path``, or for ``"emoji/<name>"`` the one of that name in ``data/<folder>/``.
+
+    Raises `UnknownName` with the names that are there (folders with that ``file``) where there is none.
+    """
+    given = Path(path)
+    if given.is_dir():
+        return given
+    ours = isinstance(path, str) and path.startswith("emoji/")
+    home = data_dir() / folder if ours else given.parent
+    found = {entry.name: entry for entry in home.iterdir() if (entry / file).is_file()} if home.is_dir() else {}
+    if ours and given.name in found and path == f"emoji/{given.name}":
+        return found[given.name]
+    raise unknown_name(what, str(path), [f"emoji/{name}" if ours else str(found[name]) for name in found])

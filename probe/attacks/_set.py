@@ -19,6 +19,7 @@ import pandas as pd
 
 from probe import formats, provenance
 from probe._files import check_free, disk_errors, make_parent, written_whole
+from probe._paths import committed
 from probe.errors import BadInput, StoreDamaged, unknown_name
 
 if TYPE_CHECKING:
@@ -184,15 +185,16 @@ class AttackSet:
 
     @classmethod
     def load(cls, path: str | Path) -> AttackSet:
-        """Read a saved set; rows of an interrupted search are there with what had been found.
+        """Read a saved set, or ``"emoji/<name>"``: one that comes with the embedded model.
 
-        Raises `BadInput` where there is none, `StoreDamaged` for a torn one.
+        Rows of an interrupted search are there with what had been found. Raises `UnknownName` or `BadInput` where there
+        is no set, `StoreDamaged` for a torn one.
         """
-        path = Path(path)
-        made, rows = read_log(path)
+        folder = committed(path, "attacks", "attack set", FILE)
+        made, rows = read_log(folder)
         if made is None:
-            raise BadInput("there is no attack set here", given=str(path), expected=f"a folder with {FILE}")
-        return cls(made, rows, {row.tensors: read_tensors(path, row.tensors) for row in rows if row.tensors})
+            raise BadInput("there is no attack set here", given=str(folder), expected=f"a folder with {FILE}")
+        return cls(made, rows, {row.tensors: read_tensors(folder, row.tensors) for row in rows if row.tensors})
 
     # --- how it shows itself ---
 

@@ -9,6 +9,7 @@ import torch
 
 from erase import _saving, load_edit
 from erase._stack import stack
+from probe import _paths
 from probe.errors import BadInput, StoreDamaged, UnknownName, WorkbenchError, WrongModel
 from probe.testing import tiny_pipeline
 from tests.erase.snapshots import (
@@ -188,7 +189,7 @@ def test_unknown_edits_name_the_nearest(edit, tmp_path, monkeypatch):
         load_edit(tmp_path / "edits" / "curch-prune")
     with pytest.raises(BadInput, match="holds no edit"):
         load_edit(tmp_path)
-    monkeypatch.setattr(_saving, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(_paths, "data_dir", lambda: tmp_path)
     assert load_edit("emoji/church-prune").id == edit.id
     with pytest.raises(UnknownName, match="emoji/church-prune"):
         load_edit("emoji/church-esd")

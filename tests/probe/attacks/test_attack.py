@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from probe import _paths
 from probe.attacks import AttackSet, attack, attack_names, expected, register_attack
 from probe.attacks._set import FILE
 from probe.errors import BadInput, HeaderMismatch, StoreDamaged, UnknownName
@@ -174,8 +175,18 @@ def test_saved_and_loaded_and_shown(pipe, tmp_path):
     (tmp_path / "a" / FILE).write_text("{}\n")
     with pytest.raises(StoreDamaged):
         AttackSet.load(tmp_path / "a")
-    with pytest.raises(BadInput, match="no attack set here"):
+    with pytest.raises(UnknownName, match="attack set"):
         AttackSet.load(tmp_path / "none")
+    with pytest.raises(BadInput, match="no attack set here"):
+        AttackSet.load(tmp_path)
+
+
+def test_sets_of_the_embedded_model_go_by_name(pipe, tmp_path, monkeypatch):
+    found = attacked(pipe, "random", images=1, out=tmp_path / "attacks" / "church-random")
+    monkeypatch.setattr(_paths, "data_dir", lambda: tmp_path)
+    assert AttackSet.load("emoji/church-random").id == found.id
+    with pytest.raises(UnknownName, match="emoji/church-random"):
+        AttackSet.load("emoji/church-randon")
 
 
 def test_several_concepts_share_a_set_each_with_its_own_vocabulary(pipe):

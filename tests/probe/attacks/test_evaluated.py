@@ -150,7 +150,7 @@ def test_the_rule_fresh_leaves_open_what_failed_verdicts_leave_open():
 def test_bad_input(pipe, world, edit, sets, tmp_path):
     with pytest.raises(BadInput, match="same name in a table"):
         measured(pipe, world, {"scaled": edit}, [sets["random"], sets["random"]], tmp_path / "r")
-    with pytest.raises(BadInput, match="no attack set here"):
+    with pytest.raises(UnknownName, match="attack set"):
         measured(pipe, world, {"scaled": edit}, [tmp_path / "nothing"], tmp_path / "r")
     small = type(world)([world["castle"]])
     with pytest.raises(UnknownName, match="church"):
