@@ -74,7 +74,8 @@ wheel: setup ## builds dist/*.whl and tries it from an empty folder
 lab: setup ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-findings: setup ## makes the committed attack sets again: hours, says how long first, may be interrupted (ONLY=church)
+findings: setup ## makes committed edits and attack sets that are missing: hours, says how long first, may be interrupted (ONLY=church)
+	$(BIN)/python -m data.build.edits --only "$(ONLY)"
 	$(BIN)/python -m data.build.attacks --only "$(ONLY)"
 
 model: setup ## retrains the embedded model: minutes on a GPU, hours on two cores; may be interrupted

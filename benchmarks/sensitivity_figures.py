@@ -73,8 +73,7 @@ def measured(pipe: Any, concept: Any, name: str, eraser: str, given: Any) -> Any
     """The sensitivity of one edit, from its file where there is one."""
     from erase import load_edit
 
-    whole = AttackSet.load(given.attacks / f"{name}-unlearn_diff-banned")
-    attacks = AttackSet(whole.provenance, whole.rows[: given.prompts], whole.tensors)
+    attacks = AttackSet.load(given.attacks / f"{name}-unlearn_diff-banned").first(given.prompts)
     nm = probe.sensitivity(
         pipe,
         load_edit(given.edits / f"{name}-{eraser}"),

@@ -164,6 +164,12 @@ class AttackSet:
     def __iter__(self) -> Iterator[Found]:
         return iter(self.rows)
 
+    def first(self, count: int) -> AttackSet:
+        """The set with its first prompts alone, to measure fewer; its id stays, because a row says nothing else."""
+        if count < 1:
+            raise BadInput("a set keeps at least one prompt", given=count)
+        return AttackSet(self.provenance, self.rows[:count], self.tensors)
+
     # --- files ---
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:

@@ -184,7 +184,11 @@ def test_saved_and_loaded_and_shown(pipe, tmp_path):
 def test_sets_of_the_embedded_model_go_by_name(pipe, tmp_path, monkeypatch):
     found = attacked(pipe, "random", images=1, out=tmp_path / "attacks" / "church-random")
     monkeypatch.setattr(_paths, "data_dir", lambda: tmp_path)
-    assert AttackSet.load("emoji/church-random").id == found.id
+    again = AttackSet.load("emoji/church-random")
+    assert again.id == found.id
+    assert [row.key for row in again.first(1)] == [row.key for row in found][:1]
+    with pytest.raises(BadInput, match="at least one prompt"):
+        again.first(0)
     with pytest.raises(UnknownName, match="emoji/church-random"):
         AttackSet.load("emoji/church-randon")
 
