@@ -11,7 +11,9 @@ import torch
 from erase._changes import Delta, Mask
 from erase._edit import make_edit
 from probe import NeuronMap, sites
-from probe._sensitivity import CONDITIONS, GROUPS, XT, sensitivity
+from probe._relighting import XT
+from probe._relit import CONDITIONS, GROUPS
+from probe._sensitivity import sensitivity
 from probe.attacks import AttackSet, Found
 from probe.errors import BadInput, WrongModel
 from probe.provenance import stamp

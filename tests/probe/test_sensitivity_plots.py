@@ -8,7 +8,8 @@ import xarray as xr
 from matplotlib import pyplot
 
 from probe import NeuronMap
-from probe._sensitivity import CONDITIONS, GROUPS, XT, _Collected
+from probe._relighting import XT
+from probe._relit import CONDITIONS, GROUPS, Collected
 from probe.errors import BadInput, UnknownName
 from probe.plots import plot_concept_neurons, plot_sensitivity, plot_sensitivity_profile
 from probe.scores._reactivation import QUANTITIES, Ratio
@@ -29,7 +30,7 @@ def sens(tmp_path_factory):
 
     sites = [Site(f"unet.{b}.ffn", "ffn", "unet", f"{b}.ff.net.2", "input", 3, i) for i, b in enumerate(("down", "up"))]
     chosen = np.array([True, False, False, False, True, False])
-    data = _Collected(sites, np.array([900, 500, 100]))
+    data = Collected(sites, np.array([900, 500, 100]))
     of_site = np.repeat([0, 1], 3)
     levels = {"original": 1.0, "plain": 0.4, "adversarial": 0.8, "random_prefix": 0.45}
     for kind in XT:
