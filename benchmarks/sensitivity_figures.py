@@ -144,28 +144,14 @@ def minutes(pipe: Any, steps: int, runs: int) -> float:
 
 
 def rebuilt(given: Any, concepts: list[str]) -> bool:
-    """Attack sets made again, and edits where `erase` can; says first what is to be done."""
-    import erase
-    from data.build import attacks
+    """Edits and attack sets that are not there; both say first what there is to do, and how long it takes."""
+    from data.build import attacks, edits
 
-    if not hasattr(erase, "esd"):
-        print("this copy of erase has no esd: edits cannot be made again", file=sys.stderr)
-        return False
-    print("making edits: about 3 minutes each; then attack sets", flush=True)
-    pipe, world = probe.load("emoji"), probe.concepts("emoji")
     for name in concepts:
-        if not (given.edits / f"{name}-esd").is_dir():
-            erase.esd(pipe, world[name]).save_pretrained(given.edits / f"{name}-esd")
-        target = probe.record(pipe, world[name].prompts["explicit"][:20], out=given.work / f"{name}-target")
-        reference = probe.record(pipe, world[name].references["neighbour"][:20], out=given.work / f"{name}-reference")
-        if not (given.edits / f"{name}-concept_prune").is_dir():
-            nm = probe.score(target, reference)
-            # of few, narrow layers a larger share must go than of SD's
-            erase.concept_prune(pipe, nm, skill_ratio=0.1).save_pretrained(given.edits / f"{name}-concept_prune")
-        done = attacks.main(
-            ["--only", f"{name}-unlearn_diff-banned", "--out", str(given.attacks), "--edits", str(given.edits)]
-        )
-        if done:
+        for eraser in ERASERS:
+            edits.main(["--only", f"{name}-{eraser}", "--out", str(given.edits)])
+        only = ["--only", f"{name}-unlearn_diff-banned", "--out", str(given.attacks), "--edits", str(given.edits)]
+        if attacks.main(only):
             return False
     return True
 

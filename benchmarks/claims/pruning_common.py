@@ -28,7 +28,7 @@ SEEDS = {"weapon": 3, "church": 3, "ink": 1}
 PROMPTS = {"weapon": 40, "church": 20, "ink": 20}
 METHODS = ("esd", "p-esd", "ac", "p-ac")
 PAIRS = {"p-esd": "esd", "p-ac": "ac"}
-CHECKPOINTS = {"esd": (50, 100, 150, 200, 250, 300), "ac": (17, 33, 50, 67, 83, 100)}
+CHECKPOINTS = {"esd": (100, 200, 300), "ac": (33, 67, 100)}
 #: Of the claim: what is still shown, what others lose, what shows nothing at all.
 BARS = {"shown": 0.10, "loss": 0.05, "broken": 0.20}
 #: Two edits erase equally if their clean rates on the tuning split differ by no more.
@@ -42,15 +42,16 @@ DRAWN = {"esd": 20, "p-esd": 50, "ac": 120, "p-ac": 150}
 
 #: method -> at most six settings, which `pruning_plain.py --tune` tries on tuning prompts. ``anchor=True`` is the
 #: concept's own anchor ("a building") in place of the empty text: guidance multiplies what leads away from the concept,
-#: and what leads away from everything else with it.
+#: and what leads away from everything else with it. ``names=True`` trains on the bare names, as the paper does, else on
+#: the concept's explicit prompts.
 TRIED: dict[str, list[dict[str, Any]]] = {
     "esd": [
-        {"lr": 1e-4, "train": "x", "eta": 1.0},
-        {"lr": 1e-4, "train": "x", "eta": 0.3},
-        {"lr": 1e-4, "train": "x", "eta": 0.0, "anchor": True},
+        {"lr": 1e-4, "train": "x", "eta": 1.0, "names": True},
+        {"lr": 1e-4, "train": "x", "eta": 1.0, "names": True, "retain": 1.0},
         {"lr": 1e-4, "train": "x", "eta": 0.3, "anchor": True},
         {"lr": 1e-4, "train": "x", "eta": 0.3, "anchor": True, "retain": 1.0},
-        {"lr": 1e-4, "train": "u", "eta": 0.3, "anchor": True},
+        {"lr": 1e-4, "train": "x-strict", "eta": 0.3, "anchor": True, "retain": 1.0},
+        {"lr": 3e-4, "train": "x-strict", "eta": 0.3, "anchor": True, "retain": 1.0},
     ],
     "p-esd": [{"lr": 0.1, "eta": 0.3, "anchor": True, "gates": gates, "sparsity": s}
               for gates in ("hard-concrete", "straight-through") for s in (0.01, 0.1, 1.0)],
@@ -89,7 +90,7 @@ def trained(
                                   "name": f"{method}-{concept.name}", **POINTS[objective], **setting}  # fmt: skip
         if common.pop("anchor", False):
             common["anchor"] = concept.anchor or None
-        if objective == "esd":
+        if not common.pop("names", False) and objective == "esd":
             common["prompts"] = list(concept.prompts["explicit"])
         if method.startswith("p-"):
             erase.differentiable_prune(own(), concept, objective=objective, **common)

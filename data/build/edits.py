@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     pipe, world = probe.load("emoji"), probe.concepts("emoji")
     chosen = [job for job in jobs(world) if given.only in job.key and not (given.out / job.key).is_dir()]
-    print(f"{len(chosen)} edits to make: {', '.join(job.key for job in chosen)}", flush=True)
+    names = ", ".join(job.key for job in chosen) or "none"
+    print(f"edits to make: {names}; about {3 * len(chosen)} minutes", flush=True)
     for job in [] if given.dry_run else chosen:
         edit = made(pipe, world, job, given.work)
         edit.save_pretrained(given.out / job.key)

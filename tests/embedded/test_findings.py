@@ -1,0 +1,51 @@
+"""What is committed beside the model was made on this model, is whole, and is small."""
+
+from __future__ import annotations
+
+import pytest
+
+import erase
+import probe
+from data.build import attacks, edits
+from probe._paths import data_dir
+
+pytestmark = pytest.mark.embedded
+FOLDERS = ("maps", "attacks", "edits")
+EDITS = sorted(path.name for path in (data_dir() / "edits").glob("*/"))
+SETS = sorted(path.name for path in (data_dir() / "attacks").glob("*/"))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return probe.load("emoji")
+
+
+@pytest.fixture(scope="module")
+def world() -> probe.World:
+    return probe.concepts("emoji")
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edits_are_of_this_model(name: str, pipe, world: probe.World) -> None:
+    assert name in {job.key for job in edits.jobs(world)}
+    edit = erase.load_edit(f"emoji/{name}")
+    with edit.applied(pipe):  # compares every tensor that it touches
+        assert [edit.id, edit.name] in probe.provenance.lineage(pipe)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_attack_sets_are_of_this_model_and_of_edits_that_are_here(name: str, pipe, world: probe.World) -> None:
+    (job,) = [job for job in attacks.jobs(world) if job.key == name]
+    found = probe.AttackSet.load(f"emoji/{name}")
+    probe.fingerprint(pipe).check(found.identity["model"], name)
+    assert all(row.finished for row in found)
+    assert (len(found), found.method, found.vocab, found.floor) == (job.prompts, job.method, job.vocab, job.floor)
+    against = erase.load_edit(f"emoji/{job.name}-esd").id if job.against_esd else "original"
+    assert found.found_on == against
+
+
+def test_findings_are_small_and_complete(world: probe.World) -> None:
+    files = [file for folder in FOLDERS for file in (data_dir() / folder).rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 10e6
+    assert {job.key for job in edits.jobs(world)} == set(EDITS)
+    assert {job.key for job in attacks.jobs(world)} == set(SETS)
