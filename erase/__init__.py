@@ -23,6 +23,7 @@ _EXPORTS = {
     "load_edited": "_load_edited",
     "scaled": "_scaled",
     "stack": "_stack",
+    "truncated": "_truncated",
     "Augmentation": "closed_form",
     "PreserveCache": "closed_form",
     "mace": "closed_form",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from ._saving import load_edit as load_edit
     from ._scaled import scaled as scaled
     from ._stack import stack as stack
+    from ._truncated import truncated as truncated
     from .closed_form import Augmentation as Augmentation
     from .closed_form import PreserveCache as PreserveCache
     from .closed_form import mace as mace

@@ -10,7 +10,7 @@ __all__ = ["app", "main"]
 _ORDER = (
     *("concept-prune", "prune-neurons", "esd", "ablating-concepts", "differentiable-prune", "control-mask"),
     *("uce", "uce-debias", "trce-text", "trce-trajectory", "trce", "rece", "speed", "oce", "mace", "preserve-cache"),
-    *("resag", "spm", "low-rank", "distil", "import-resag", "export-resag", "scaled"),
+    *("resag", "spm", "low-rank", "distil", "import-resag", "export-resag", "scaled", "truncated"),
     "audit",
     *("edit-from-checkpoint", "stack", "info", "generate", "export", "load-edited", "restore"),
 )

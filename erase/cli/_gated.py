@@ -1,4 +1,4 @@
-"""Corrections that a prompt opens: erase resag, spm, low-rank, distil, import-resag, export-resag, scaled."""
+"""Gates and adapters (resag, spm, low-rank, distil, import-resag, export-resag), and edits made over: scaled, truncated."""
 
 from __future__ import annotations
 
@@ -91,6 +91,21 @@ def scaled(
     if task.dry_run:
         return task.plan(edit=edit, strength=strength, name=name)
     return save(task, erase.scaled(erase.load_edit(edit), strength, name=name))
+
+
+@command(app, "truncated", out=True)
+def truncated(
+    task: Task,
+    edit: _Edit,
+    rank: Annotated[int, typer.Option(help="the highest rank of a weight change", min=1)],
+    name: Annotated[str | None, typer.Option(help="name of the edit; its own unless given")] = None,
+) -> None:
+    """The same edit with fewer numbers: each weight change becomes its nearest of a low rank."""
+    import erase
+
+    if task.dry_run:
+        return task.plan(edit=edit, rank=rank, name=name)
+    return save(task, erase.truncated(erase.load_edit(edit), rank, name=name))
 
 
 _DRAWING = from_signature(
