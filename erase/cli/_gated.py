@@ -1,4 +1,4 @@
-"""Gates and adapters (resag, spm, low-rank, distil, import-resag, export-resag), and edits made over: scaled, truncated."""
+"""Gates and adapters, and edits made over: erase resag, spm, low-rank, distil, import- and export-resag, scaled, truncated"""
 
 from __future__ import annotations
 
