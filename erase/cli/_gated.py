@@ -1,4 +1,4 @@
-"""Gates and adapters, and edits made over: erase resag, spm, low-rank, distil, import- and export-resag, scaled, truncated"""
+"""Gates and adapters, and edits made over: erase resag, spm, low-rank, distil, scaled, truncated and their files."""
 
 from __future__ import annotations
 
