@@ -32,7 +32,7 @@ ROWS: Rows = {}
 row = registering(ROWS)
 
 
-#: Ten at a time. What beginning a run costs (0.3 s) is a twentieth of one batch on the embedded model, and runs have more than one.
+#: Of ten samples each. To begin a run costs 0.3 s, a twentieth of one batch on the embedded model; runs have several.
 BATCHES = 2
 
 
