@@ -51,7 +51,7 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"lr": 1e-4, "train": "x", "eta": 0.3, "anchor": True},
         {"lr": 1e-4, "train": "x", "eta": 0.3, "anchor": True, "retain": 1.0},
         {"lr": 1e-4, "train": "x-strict", "eta": 0.3, "anchor": True, "retain": 1.0},
-        {"lr": 3e-4, "train": "x-strict", "eta": 0.3, "anchor": True, "retain": 1.0},
+        {"lr": 3e-4, "train": "x", "eta": 1.0, "names": True, "retain": 1.0},
     ],
     "p-esd": [{"lr": 0.1, "eta": 0.3, "anchor": True, "gates": gates, "sparsity": s}
               for gates in ("hard-concrete", "straight-through") for s in (0.01, 0.1, 1.0)],
