@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from probe import Concept, concepts
 from probe.errors import BadInput
+
+ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 
 #: The list of the embedded world that erasers may fit on.
 PRESERVE = "preserve_fit"
@@ -54,6 +57,18 @@ def preserved(given: Any, erased: Sequence[Concept | str]) -> list[Concept | str
     gone = {name for item in erased if isinstance(item, Concept) for name in (item.name, *item.members)}
     kept = (world[name] for name in world.lists[PRESERVE] if name not in gone)
     return [concept for concept in kept if not gone & set(concept.members)]
+
+
+def finders(phrases: Iterable[str]) -> dict[str, re.Pattern[str]]:
+    """Phrase, without its article -> what finds it in a text, as whole words."""
+    bare = dict.fromkeys(ARTICLE.sub("", phrase).strip() for phrase in phrases)
+    return {phrase: re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE) for phrase in bare if phrase}
+
+
+def without(phrases: Iterable[str], texts: Iterable[str]) -> list[str]:
+    """The texts that hold none of the phrases as whole words."""
+    found = finders(phrases).values()
+    return [text for text in texts if not any(whole.search(text) for whole in found)]
 
 
 def prompts_of(items: Iterable[Concept | str], each: int | None = None) -> list[str]:

@@ -60,12 +60,21 @@ TRIED: dict[str, list[dict[str, Any]]] = {
              for s in (0.01, 0.1, 1.0)],
 }  # fmt: skip
 
-#: method -> the setting and the checkpoint that `pruning_plain.py` reports on. Not chosen by tuning prompts yet: that
-#: run is still to be made, and its table goes here.
+#: method -> the setting and the checkpoint that `pruning_plain.py` reports on. ESD's were chosen on tuning prompts
+#: (`pruning_plain_tuning.csv`), the others are still to be.
 SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
-    "esd": (TRIED["esd"][3], 300), "p-esd": (TRIED["p-esd"][1], 300), "ac": (TRIED["ac"][1], 100),
+    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][1], 300), "ac": (TRIED["ac"][1], 100),
     "p-ac": (TRIED["p-ac"][1], 100),
 }  # fmt: skip
+#: The same of styles, which have no anchor of their own; what is not here is as above.
+OF_STYLES: dict[str, tuple[dict[str, Any], int]] = {"esd": (TRIED["esd"][5], 300)}
+STYLES = ("ink",)
+
+
+def setting_of(method: str, name: str) -> tuple[dict[str, Any], int]:
+    """The setting and the checkpoint of a method for a concept."""
+    return (OF_STYLES if name in STYLES else SETTINGS).get(method, SETTINGS[method])
+
 
 #: What a training is told beside its setting. Few points that come again: the model predicts there once.
 POINTS: dict[str, dict[str, Any]] = {
@@ -81,7 +90,7 @@ def trained(
     concept: Any, method: str, seed: int, out: Path, setting: Mapping[str, Any] | None = None
 ) -> dict[int, erase.Edit]:
     """Iterations -> the edit after so many; trained once, read from its folder afterwards."""
-    setting = SETTINGS[method][0] if setting is None else setting
+    setting = setting_of(method, concept.name)[0] if setting is None else setting
     objective = method.removeprefix("p-")
     numbers = CHECKPOINTS[objective]
     folder = out / "trainings" / f"{concept.name}-{method}-{words_of(setting)}-{seed}"
@@ -189,7 +198,7 @@ class Contender(NamedTuple):
 def contenders(pipe: Any, world: Any, args: argparse.Namespace) -> Iterator[Contender]:
     """Both sides of every pair that ``--methods`` and ``--concepts`` ask for, with every training seed."""
     for name in args.concepts:
-        settings = {method: [SETTINGS[method][0]] for pair in args.pairs for method in (PAIRS[pair], pair)}
+        settings = {m: [setting_of(m, name)[0]] for pair in args.pairs for m in (PAIRS[pair], pair)}
         tried = strengths(pipe, world, world[name], settings, args.out)
         for pair in args.pairs:
             match = matched(tried, pair)
@@ -281,12 +290,11 @@ def trainings_left(methods: Sequence[str], args: argparse.Namespace, *, tuned: b
     """method -> how many trainings are to come, of those that a row needs."""
     left = {}
     for method in methods:
-        settings = TRIED[method] if tuned else [SETTINGS[method][0]]
         last = str(CHECKPOINTS[method.removeprefix("p-")][-1])
         folders = [
             args.out / "trainings" / f"{name}-{method}-{words_of(setting)}-{seed}" / "checkpoints" / last
             for name in args.concepts
-            for setting in settings
+            for setting in (TRIED[method] if tuned else [setting_of(method, name)[0]])
             for seed in range(1 if tuned else min(args.seeds, SEEDS.get(name, args.seeds)))
         ]
         left[method] = sum(not folder.is_dir() for folder in folders)

@@ -6,7 +6,7 @@
 ``--tune`` runs the few settings of every method on one training seed and judges their checkpoints on tuning prompts
 (24 pictures of the concept, 24 of ``preserve_fit``); ``--settings 0 3`` takes some of them, by number, ``--gates`` one
 kind of gate; ``chosen_gates`` marks the better of each kind, which decides the default. Without it the
-setting of SETTINGS in `pruning_common.py` (chosen that way) is trained with every seed and judged on test prompts.
+setting of `setting_of` in `pruning_common.py` (chosen that way) is trained with every seed and judged on test prompts.
 Writes ``pruning_plain.csv`` (or ``pruning_plain_tuning.csv``) and a figure beside this file.
 """
 
@@ -26,13 +26,13 @@ from pruning_common import (
     METHODS,
     PROMPTS,
     SEEDS,
-    SETTINGS,
     TRIED,
     TUNING,
     arguments,
     chosen,
     opened,
     parsed,
+    setting_of,
     strengths,
     summary,
     tell,
@@ -111,7 +111,7 @@ def report(pipe: Any, world: probe.World, args: argparse.Namespace) -> pd.DataFr
     for name in args.concepts:
         edits, which = {}, {}
         for method in args.methods:
-            setting, n = SETTINGS[method]
+            setting, n = setting_of(method, name)
             for seed in range(min(args.seeds, SEEDS.get(name, args.seeds))):
                 edits[f"{method} {seed}"] = trained(world[name], method, seed, args.out, setting)[n]
                 which[f"{method} {seed}"] = {"method": method, "training_seed": seed, "iterations": n}

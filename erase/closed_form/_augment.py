@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from erase.closed_form._targets import ARTICLE, Target, refuse_same
+from erase._concepts import ARTICLE
+from erase.closed_form._targets import Target, refuse_same
 from erase.closed_form._templates import checked, filled
 from erase.closed_form._texts import Pair
 from probe._paths import emoji_dir

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from erase import updates
-from erase._concepts import preserved, prompts_of
+from erase._concepts import preserved, prompts_of, without
 from erase._edit import Edit
 from erase.closed_form._cache import PreserveCache
 from erase.closed_form._fit import Solved, finished
@@ -106,8 +106,9 @@ def oce(
 
 
 def _prompts(preserve: Any, targets: list[Target]) -> list[str]:
-    """The explicit tuning prompts of what is preserved."""
-    return prompts_of(preserved(preserve, [target.given for target in targets]))
+    """The explicit tuning prompts of what is preserved; by default less those that name what is erased."""
+    found = prompts_of(preserved(preserve, [target.given for target in targets]))
+    return without([phrase for target in targets for phrase in target.phrases], found) if preserve is None else found
 
 
 @dataclass(frozen=True)

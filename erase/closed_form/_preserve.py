@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from erase._concepts import identity, preserved, prompts_of
+from erase._concepts import identity, preserved, prompts_of, without
 from erase.closed_form._cache import PreserveCache, preserve_cache
-from erase.closed_form._targets import Target, without
+from erase.closed_form._targets import Target
 
 Form = Literal["prompts", "names"]
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erase._concepts import label, listed, surface_forms
+from erase._concepts import finders, label, listed, surface_forms
 from probe.errors import BadInput, unknown_name
 from probe.world import Concept
 
 logger = logging.getLogger(__name__)
-
-ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -70,24 +67,12 @@ def refuse_same(source: str, target: str) -> None:
 
 def warn_of_collisions(phrases: Sequence[str], kept: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs (erased phrase, preserved text) in which the text holds the phrase as whole words; they are logged."""
-    found = [(phrase, text) for phrase, whole in _words(phrases).items() for text in kept if whole.search(text)]
+    found = [(phrase, text) for phrase, whole in finders(phrases).items() for text in kept if whole.search(text)]
     for phrase, text in found[:5]:
         logger.warning("%r is erased and preserved at once, in %r", phrase, text)
     if len(found) > 5:
         logger.warning("and %d more pairs of an erased phrase and a preserved text that contains it", len(found) - 5)
     return found
-
-
-def without(phrases: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """The texts that hold none of the phrases as whole words."""
-    words = _words(phrases).values()
-    return [text for text in texts if not any(whole.search(text) for whole in words)]
-
-
-def _words(phrases: Sequence[str]) -> dict[str, re.Pattern[str]]:
-    """Phrase, without its article -> what finds it in a text."""
-    bare = dict.fromkeys(ARTICLE.sub("", phrase).strip() for phrase in phrases)
-    return {phrase: re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE) for phrase in bare if phrase}
 
 
 def described(targets: Sequence[Target]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from erase import _in_force, losses
-from erase._concepts import preserved, prompts_of
+from erase._concepts import preserved, prompts_of, surface_forms, without
 from erase._edit import Edit, make_edit
 from erase.learn._folder import Folder, training_alone
 from erase.learn._points import At, Cached, Fresh, cached, check_source, given
@@ -100,14 +100,26 @@ class Sampling:
         return {"x_t": self.x_t, **own, "timesteps": self.timesteps, "batch_size": self.batch_size}
 
 
+@dataclass(frozen=True)
+class Retained:
+    """What the retain term holds, less prompts that name what is erased: a style is in prompts of everything."""
+
+    items: tuple[Concept | str, ...] = ()
+    erased: tuple[Concept | str, ...] = ()
+
+    def prompts(self, most: int) -> list[str]:
+        """At least one prompt of each concept where it has one, in all at most ``most`` or as many as concepts."""
+        most = max(most, len(self.items))
+        return without(surface_forms(self.erased), prompts_of(self.items))[:most]
+
+
 def retain_loss(
-    pipe: Any, student: Student, sampling: Sampling, preserve: Sequence[Concept | str], weight: float
+    pipe: Any, student: Student, sampling: Sampling, preserve: Retained, weight: float
 ) -> Callable[[int], Tensor] | None:
     """weight * E || eps_student(x_t, c) - eps_teacher(x_t, c) ||^2 over prompts of what is preserved, if weighed."""
     if not weight:
         return None
-    most = max(sampling.cached, len(preserve))
-    points = sampling.cached_points(pipe, prompts_of(preserve, each=-(-most // len(preserve)))[:most], "retained")
+    points = sampling.cached_points(pipe, preserve.prompts(sampling.cached), "retained")
     texts = Texts(pipe, points.size)
     teacher = Teacher(pipe, texts)
 
@@ -198,12 +210,12 @@ def own_precision(pipe: Any, precision: Any) -> Any:
     return precision or str(pipe.unet.dtype).removeprefix("torch.")
 
 
-def checked_preserve(given: Any, items: Sequence[Concept | str], retain: float) -> list[Concept | str]:
+def checked_preserve(given: Any, items: Sequence[Concept | str], retain: float) -> Retained:
     """What the retain term is taken over; nothing without one. `BadInput` for a weight that has nothing to weigh."""
     if not 0 <= retain < math.inf:
         raise BadInput("retain is out of range", given=retain, expected=">= 0")
-    kept = preserved(given, items) if retain else []
-    if retain and not kept:
+    kept = Retained(tuple(preserved(given, items)) if retain else (), tuple(items))
+    if retain and not kept.prompts(1):
         fix = "preserve=[...], or retain=0"
         raise BadInput("retain asks for concepts to preserve", given=f"retain={retain}", fix=fix)
     return kept

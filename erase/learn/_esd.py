@@ -122,7 +122,7 @@ def esd(
         **objective.to_json(),
         "train": [part.to_json() for part in parts],
         "retain": retain,
-        "preserve": identity(kept),
+        "preserve": identity(kept.items),
         **sampling.to_json(),
         "seed": seed,
     }

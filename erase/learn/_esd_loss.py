@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erase import losses
 from erase._concepts import surface_forms
-from erase.learn._eraser import Sampling, noise_of, retain_loss
+from erase.learn._eraser import Retained, Sampling, noise_of, retain_loss
 from erase.learn._student import Student
 from erase.learn._teacher import Teacher
 from erase.learn._texts import Texts
@@ -58,14 +58,14 @@ class EsdObjective:
         pipe: Any,
         student: Student,
         sampling: Sampling,
-        preserve: Sequence[Concept | str] = (),
+        preserve: Retained | None = None,
         retain: float = 0.0,
     ) -> Loss:
         """iteration -> the terms ``erase`` and, where it has a weight, ``retain``; draws the points."""
         points = sampling.points(pipe, self.texts)
         told = Texts(pipe, points.size)
         teacher = Teacher(pipe, told)
-        retained = retain_loss(pipe, student, sampling, preserve, retain)
+        retained = retain_loss(pipe, student, sampling, preserve or Retained(), retain)
 
         def loss(iteration: int) -> Mapping[str, Tensor]:
             batch = points.batch(iteration, student)

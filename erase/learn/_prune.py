@@ -188,7 +188,7 @@ def differentiable_prune(
         "init": init,
         "sparsity": sparsity,
         "retain": retain,
-        "preserve": identity(kept),
+        "preserve": identity(kept.items),
         "block_bos": block_bos if not of_esd else None,
         "seed": seed,
     }

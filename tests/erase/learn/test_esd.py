@@ -7,6 +7,7 @@ import erase
 import probe
 from erase import losses
 from erase.learn import Weights, parts_of
+from erase.learn._eraser import checked_preserve
 from erase.learn._esd_loss import EsdObjective
 from probe.errors import BadInput, UnknownName
 from probe.testing import tiny_pipeline
@@ -228,3 +229,12 @@ def test_concepts_that_are_none(pipe):
             erase.esd(pipe, wrong, **FEW)
     with pytest.raises(UnknownName, match="iterations"):
         erase.esd(pipe, "church", iteration=3)
+
+
+def test_what_is_retained_never_names_what_is_erased():
+    world = probe.concepts("emoji")
+    kept = checked_preserve(None, [world["ink"]], 1.0)
+    found = kept.prompts(40)
+    assert len(found) >= 40
+    assert any("style" in prompt for prompt in found)
+    assert not [prompt for prompt in found if "ink" in prompt.split()]
