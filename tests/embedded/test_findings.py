@@ -39,13 +39,16 @@ def test_attack_sets_are_of_this_model_and_of_edits_that_are_here(name: str, pip
     found = probe.AttackSet.load(f"emoji/{name}")
     probe.fingerprint(pipe).check(found.identity["model"], name)
     assert all(row.finished for row in found)
-    assert (len(found), found.method, found.vocab, found.floor) == (job.prompts, job.method, job.vocab, job.floor)
+    assert (len(found), found.method, found.floor) == (job.prompts, job.method, job.floor)
+    assert found.vocab in (job.vocab, "none")  # seed_search writes nothing
     against = erase.load_edit(f"emoji/{job.name}-esd").id if job.against_esd else "original"
     assert found.found_on == against
 
 
-def test_findings_are_small_and_complete(world: probe.World) -> None:
+def test_findings_are_small_and_of_the_list(world: probe.World) -> None:
     files = [file for folder in FOLDERS for file in (data_dir() / folder).rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 10e6
-    assert {job.key for job in edits.jobs(world)} == set(EDITS)
-    assert {job.key for job in attacks.jobs(world)} == set(SETS)
+    assert set(EDITS) <= {job.key for job in edits.jobs(world)}
+    assert set(SETS) <= {job.key for job in attacks.jobs(world)}
+    assert EDITS
+    assert SETS
