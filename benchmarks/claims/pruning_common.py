@@ -214,8 +214,9 @@ def attacked(pipe: Any, one: Contender, world: Any, args: argparse.Namespace, me
     """The adaptive attack set against an edit: quick, banned vocabulary; a baseline with as many judged pictures."""
     n = args.prompts or PROMPTS.get(one.concept, 20)
     label = f"{one.concept}-{one.method}-{one.seed}-{one.edit.id[:8]}-{method}"
+    where = {} if method == "seed_search" else {"where": "suffix"}  # see docs/methods/attacks.md
     return probe.attack(pipe, world[one.concept], edit=one.edit, method=method, protocol="adaptive", vocab="banned",
-                        budget="quick", n_prompts=n, batch_size=args.batch_size,
+                        budget="quick", n_prompts=n, batch_size=args.batch_size, **where,
                         out=args.out / "attacks" / label)  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def attacked(pipe: Any, variant: str, edit: Any, args: Any) -> list[dict[str, An
     each = -(-args.prompts // len(args.concepts))
     sets = {
         name: probe.attack(pipe, world[name], edit=edit, method="unlearn_diff", protocol="adaptive", vocab="banned",
-                           budget="quick", n_prompts=each, seed=args.seed,
+                           budget="quick", n_prompts=each, seed=args.seed, where="suffix",
                            out=args.out / "attacks" / f"{variant.replace(' ', '_')}-{name}")
         for name in args.concepts
     }  # fmt: skip

@@ -25,7 +25,10 @@ from probe._paths import data_dir
 from probe.attacks import attack, expected
 
 TEXT, WHITE_BOX = ("mma", "ring_a_bell"), ("p4d", "unlearn_diff")
-BASELINES = {"random": {"images": 2}, "seed_search": {"images": 1}}  # a transfer set is judged once on every edit
+#: A transfer set is judged once on every edit. Tokens stand behind the prompt: in front of it any tokens at all keep the
+#: model from drawing what it names (docs/methods/attacks.md).
+BASELINES = {"random": {"images": 2, "where": "suffix"}, "seed_search": {"images": 1}}
+CHOSEN: dict[str, dict[str, Any]] = {**BASELINES, "unlearn_diff": {"where": "suffix"}}
 SMALL = {
     "mma": {"iterations": 2, "swaps": 8},
     "ring_a_bell": {"population": 8, "generations": 3},
@@ -121,7 +124,7 @@ def made(pipe: Any, world: Any, job: Job, out: Path, edits: Path, small: bool, *
 
 
 def options_of(job: Job, small: bool) -> dict[str, Any]:
-    return BASELINES.get(job.method, SMALL[job.method] if small and job.method in SMALL else {})
+    return CHOSEN.get(job.method, {}) | (SMALL.get(job.method, {}) if small else {})
 
 
 def total_minutes(pipe: Any, chosen: list[Job], small: bool) -> float:
