@@ -25,8 +25,8 @@ from probe._paths import data_dir
 from probe.attacks import attack, expected
 
 TEXT, WHITE_BOX = ("mma", "ring_a_bell"), ("p4d", "unlearn_diff")
-#: A transfer set is judged once on every edit. Tokens stand behind the prompt: in front of it any tokens at all keep the
-#: model from drawing what it names (docs/methods/attacks.md).
+#: A transfer set is judged once on every edit. Tokens stand behind the prompt: in front of it any at all keep the model
+#: from drawing what it names (docs/methods/attacks.md).
 BASELINES = {"random": {"images": 2, "where": "suffix"}, "seed_search": {"images": 1}}
 CHOSEN: dict[str, dict[str, Any]] = {**BASELINES, "unlearn_diff": {"where": "suffix"}}
 SMALL = {
