@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+# Every rule is for what is inside: a notebook puts the page into its own.
 _STYLE = (
-    "body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;font-size:13px}th,td{padding:2px 10px;text-align:left}"
-    "th{border-bottom:1px solid #999}img{max-width:100%}.why{color:#6e6e6e;font-style:italic}"
-    ".error{border-left:4px solid #D55E00;padding:.3em .8em;background:#fbf3ee}"
-    ".note{border-left:4px solid #0072B2;padding:.3em .8em;background:#eef5fb}"
+    ".nw{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    ".nw table{border-collapse:collapse;font-size:13px}.nw th,.nw td{padding:2px 10px;text-align:left}"
+    ".nw th{border-bottom:1px solid #999}.nw img{max-width:100%}.nw .why{color:#6e6e6e;font-style:italic}"
+    ".nw .error{border-left:4px solid #D55E00;padding:.3em .8em;background:#fbf3ee}"
 )
 
 
 def document(title: str, body: str) -> str:
     """A whole page."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body><h1>{escape(title)}</h1>{body}</body></html>"
+    inside = f'<div class="nw"><h1>{escape(title)}</h1>{body}</div>'
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{inside}</body></html>"
 
 
 def png(ax: Axes, *, dpi: int = 110) -> bytes:
