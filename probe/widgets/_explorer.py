@@ -319,7 +319,7 @@ class Explorer(Acting[State]):
     def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
         from probe.widgets._html import bundle
 
-        return bundle(self.view, self.to_html, repr(self))
+        return bundle(self.view, lambda: self.to_html(neurons=2), repr(self))  # it is saved with the notebook
 
     def __repr__(self) -> str:
         state = self.state
