@@ -21,6 +21,12 @@ from selenium.webdriver.chrome.service import Service
 ROOT = Path(__file__).resolve().parents[2]
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+_SETTINGS: dict[str, dict[str, object]] = {
+    # else cells outside the window are not in the page, and nothing in them can be found
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
 T = TypeVar("T")
 
 
@@ -77,10 +83,10 @@ def browsing(folder: Path, *, width: int = 1500, height: int = 1600) -> Iterator
 @contextmanager
 def jupyterlab(notebooks: Path, folder: Path) -> Iterator[str]:
     """The address (with its token) of a JupyterLab on ``notebooks``; ``folder`` holds what it keeps."""
-    settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    # else cells outside the window are not in the page, and nothing in them can be found
-    (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
+    for name, setting in _SETTINGS.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(setting))
     kept = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
     environment = {
         **os.environ,
@@ -92,10 +98,14 @@ def jupyterlab(notebooks: Path, folder: Path) -> Iterator[str]:
     }
     environment.pop("MPLBACKEND", None)  # the kernel's own puts figures into the notebook
     options = (
-        f"--no-browser --allow-root --ip=127.0.0.1 --port={_free_port()} --LabApp.expose_app_in_browser=True "
-        "--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
-    ).split()
-    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={notebooks}"]
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={_free_port()}",
+        f"--ServerApp.root_dir={notebooks}",
+        "--LabApp.expose_app_in_browser=True",
+    )
+    command = [sys.executable, "-m", "jupyterlab", *options]
     log = folder / "jupyterlab.log"
     with log.open("w") as file:
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=notebooks)
@@ -141,14 +151,15 @@ def opened(browser: webdriver.Chrome, address: str, notebook: str) -> None:
 
 def run_all(browser: webdriver.Chrome, seconds: float) -> None:
     """Run all cells; fails with what a cell that failed says."""
-    browser.set_script_timeout(seconds)
-    done = browser.execute_async_script(
-        "const done = arguments[arguments.length - 1];"
-        "window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => done(''), e => done(String(e)));"
+    browser.execute_script(
+        "window.ended = null;"
+        "window.jupyterapp.commands.execute('notebook:run-all-cells')"
+        ".then(() => {window.ended = 'ran';}, error => {window.ended = String(error);});"
     )
+    ended = until(lambda: browser.execute_script("return window.ended;"), seconds, "the notebook to run")
     failed = texts(browser, '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
-    assert not done
     assert not failed, failed[0][-1500:]
+    assert ended == "ran"
 
 
 def command(browser: webdriver.Chrome, name: str) -> None:
