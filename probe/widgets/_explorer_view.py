@@ -39,7 +39,7 @@ class View:
         self.search = w.Button(description="rank by prompt", layout=wide)
         self.title = w.HTML()
         self.neurons = w.Select(rows=14, layout=w.Layout(width="30em"))
-        self.step = w.IntSlider(min=-1, max=-1, description="step", continuous_update=False)
+        self.step = w.IntSlider(min=-1, max=-1, description="step", continuous_update=False, readout=False)
         self.when = w.HTML()
         self.figures = {name: w.HTML() for name in ("histogram", "curves", "examples", "selective", "before")}
         self.add = w.Button(description="add", tooltip="put this neuron into the selection")
