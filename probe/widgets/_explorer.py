@@ -184,7 +184,7 @@ class Explorer(Acting[State]):
             pipe = self._pipe_for(target)
             self.pictures = drawing.before_after(pipe, table, units, self._sampling(), mode=mode, value=value)
             self.pictured = [str(prompt) for prompt in table["prompt"]]
-            self._become(message=Message(f"{len(chosen)} neurons: {mode}{'' if value is None else f' {value:g}'}"))
+            self._become(message=Message("drawn below, before and after"))
 
     # --- readings ---
 

@@ -46,9 +46,10 @@ def png(ax: Axes, *, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def picture(data: bytes, alt: str) -> str:
+def picture(data: bytes, alt: str, *, style: str = "max-width:100%") -> str:
     """A picture inside the page."""
-    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(alt)}">'
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return f'<img style="{style}" src="{source}" alt="{escape(alt)}">'
 
 
 def pixels(image: np.ndarray, alt: str, *, width: int = 128) -> str:
@@ -57,8 +58,8 @@ def pixels(image: np.ndarray, alt: str, *, width: int = 128) -> str:
 
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="png")
-    tag = picture(buffer.getvalue(), alt)
-    return tag.replace("<img ", f'<img width="{width}" style="image-rendering:pixelated" title="{escape(alt)}" ')
+    tag = picture(buffer.getvalue(), alt, style="image-rendering:pixelated")
+    return tag.replace("<img ", f'<img width="{width}" title="{escape(alt)}" ')
 
 
 def table(frame: pd.DataFrame) -> str:

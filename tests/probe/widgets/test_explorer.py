@@ -275,7 +275,7 @@ def test_with_a_model_it_draws_maps_pictures_and_prompts(drawn) -> None:
     np.testing.assert_allclose(signed, shown.activation, rtol=0.6, err_msg="maps are of the neuron that is shown")
 
     e.intervene(count=2)
-    assert list(e.pictures) == ["before", "zero of 1 neurons"]
+    assert list(e.pictures) == ["before", "zero of 1 neuron"]
     order = np.argsort(-target, kind="stable")
     np.testing.assert_allclose(e.pictures["before"], run.open("images")["image"].values[:2][order], atol=1)
     assert e.pictured == [run.samples["prompt"][i] for i in order]
