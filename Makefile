@@ -8,11 +8,13 @@ GPU ?= $(shell command -v nvidia-smi 2>/dev/null)# set GPU=1 to get the CUDA bui
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: help setup demo test lint test-slow notebooks wheel lab findings model clean
+NOTEBOOKS ?= notebooks/*.ipynb# which ones `make notebooks` and `make rendered` run
+
+.PHONY: help setup demo test lint test-slow notebooks rendered test-browser wheel lab findings model clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.ready ## virtual environment with everything (other targets call it)
 
@@ -58,13 +60,19 @@ test: lint ## lint, types, layers, then unit and property tests on tiny pipeline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow' -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: setup ## bounds on the embedded model, kill tests, SD-shaped tests
-	$(BIN)/python -m pytest -q -m slow --ignore=tests/test_wheel.py
+	$(BIN)/python -m pytest -q -m slow --ignore=tests/test_wheel.py --ignore=tests/browser
 
 notebooks: setup ## runs every notebook from top to bottom, with few pictures; the outputs go to runs/notebooks/
 	@rm -rf runs/notebooks && mkdir -p runs/notebooks
-	@set -e; for notebook in notebooks/*.ipynb; do \
+	@set -e; for notebook in $(NOTEBOOKS); do \
 	  echo "$$notebook"; $(BIN)/papermill --no-progress-bar -p quick True "$$notebook" "runs/$$notebook"; \
 	done
+
+rendered: notebooks ## the same, and keeps a page of each in docs/notebooks/ (NOTEBOOKS=notebooks/02*.ipynb: only of these)
+	$(BIN)/python -m docs.render runs/notebooks docs/notebooks
+
+test-browser: setup ## notebook 02 in JupyterLab and a headless Chromium; screenshots go to runs/browser/
+	$(BIN)/python -m pytest -q tests/browser
 
 wheel: setup ## builds dist/*.whl and tries it from an empty folder
 	@rm -rf dist

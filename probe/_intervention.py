@@ -148,7 +148,7 @@ def intervention(
         "source": None if source is None else recorded(source, _group(next(iter(units))), REDUCER).reference_json(),
     }
     count = sum(map(len, units.values()))
-    default = f"{mode}{'' if value is None else f' {value:g}'} of {count} neurons"
+    default = f"{mode}{'' if value is None else f' {value:g}'} of {count} neuron{'s' * (count != 1)}"
     return Intervention(name or default, provenance.stamp(identity), units, source, model)
 
 

@@ -12,8 +12,10 @@ import pytest
 
 import erase
 import probe
+from docs.render import LARGEST, code_hash
 
-FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "notebooks"
 PACKAGES = {"probe": probe, "erase": erase}
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
@@ -63,3 +65,17 @@ def test_links_lead_to_notebooks_that_exist(path: Path) -> None:
         if cell["cell_type"] == "markdown":
             for link in re.findall(r"\]\(([^)]+\.ipynb)\)", "".join(cell["source"])):
                 assert (FOLDER / link).is_file()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_page_is_of_this_code_and_reads_anywhere(path: Path) -> None:
+    page = (ROOT / "docs" / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+    found = re.search(r'<meta name="code" content="(\w+)">', page)
+    assert found is not None
+    assert found[1] == code_hash(read(path)["cells"]), f"make rendered NOTEBOOKS={path.relative_to(ROOT)}"
+    assert len(page.encode()) <= LARGEST
+    assert "data:image/png;base64," in page
+    assert not re.search(r'<script|(?:src|href)="(?:https?:)?//', page), "nothing comes from the network"
+    assert str(ROOT) not in page
+    for link in re.findall(r'href="([^"#:]+)"', page):
+        assert (ROOT / "docs" / "notebooks" / link).is_file(), link

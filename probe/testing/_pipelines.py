@@ -59,6 +59,7 @@ def assembled(
     with compat.quiet_libraries():
         import diffusers
 
+        pipeline = diffusers.StableDiffusionXLPipeline if kind == "sdxl" else diffusers.StableDiffusionPipeline
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = compat.clip_tokenizer(model_max_length=POSITIONS)
@@ -82,7 +83,6 @@ def assembled(
         steps_offset=1,
         prediction_type=KINDS[kind],
     )
-    pipeline = diffusers.StableDiffusionXLPipeline if kind == "sdxl" else diffusers.StableDiffusionPipeline
     pipe: Any = pipeline(unet=unet.eval(), vae=vae, scheduler=scheduler, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe

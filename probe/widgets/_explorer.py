@@ -184,7 +184,7 @@ class Explorer(Acting[State]):
             pipe = self._pipe_for(target)
             self.pictures = drawing.before_after(pipe, table, units, self._sampling(), mode=mode, value=value)
             self.pictured = [str(prompt) for prompt in table["prompt"]]
-            self._become(message=Message(f"{len(chosen)} neurons: {mode}{'' if value is None else f' {value:g}'}"))
+            self._become(message=Message("drawn below, before and after"))
 
     # --- readings ---
 
@@ -319,7 +319,7 @@ class Explorer(Acting[State]):
     def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
         from probe.widgets._html import bundle
 
-        return bundle(self.view, self.to_html, repr(self))
+        return bundle(self.view, lambda: self.to_html(neurons=2), repr(self))  # it is saved with the notebook
 
     def __repr__(self) -> str:
         state = self.state

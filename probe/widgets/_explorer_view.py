@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from probe.widgets._explorer import Explorer
 
 _LISTED = 30
+_GRID = "<small>layers by timestep, from noise to image; colour is the score, hover for the number</small>"
+_LIST = "<small>rank, layer : neuron, score, and where known the concept it selects with its AUROC</small>"
 
 
 def view(explorer: Explorer) -> Any:
@@ -39,9 +41,10 @@ class View:
         self.search = w.Button(description="rank by prompt", layout=wide)
         self.title = w.HTML()
         self.neurons = w.Select(rows=14, layout=w.Layout(width="30em"))
-        self.step = w.IntSlider(min=-1, max=-1, description="step", continuous_update=False)
+        self.step = w.IntSlider(min=-1, max=-1, description="step", continuous_update=False, readout=False)
         self.when = w.HTML()
-        self.figures = {name: w.HTML() for name in ("histogram", "curves", "examples", "selective", "before")}
+        self.figures = {name: w.HTML() for name in ("examples", "selective", "before")}
+        self.figures |= {name: w.HTML(layout=w.Layout(width="50%")) for name in ("histogram", "curves")}
         self.add = w.Button(description="add", tooltip="put this neuron into the selection")
         self.remove = w.Button(description="remove")
         self.clear = w.Button(description="clear")
@@ -57,7 +60,7 @@ class View:
             [
                 row([self.concept, self.method, self.prompt, self.search]),
                 self.message,
-                row([column([self.grid, self.all]), column([self.title, self.neurons])]),
+                row([column([self.grid, w.HTML(_GRID), self.all]), column([self.title, w.HTML(_LIST), self.neurons])]),
                 row([self.step, self.when]),
                 row([self.add, self.remove, self.clear, self.path, self.save]),
                 self.chosen,

@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+# Every rule is for what is inside: a notebook puts the page into its own.
 _STYLE = (
-    "body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;font-size:13px}th,td{padding:2px 10px;text-align:left}"
-    "th{border-bottom:1px solid #999}img{max-width:100%}.why{color:#6e6e6e;font-style:italic}"
-    ".error{border-left:4px solid #D55E00;padding:.3em .8em;background:#fbf3ee}"
-    ".note{border-left:4px solid #0072B2;padding:.3em .8em;background:#eef5fb}"
+    ".nw{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    ".nw table{border-collapse:collapse;font-size:13px}.nw th,.nw td{padding:2px 10px;text-align:left}"
+    ".nw th{border-bottom:1px solid #999}.nw img{max-width:100%}.nw .why{color:#6e6e6e;font-style:italic}"
+    ".nw .error{border-left:4px solid #D55E00;padding:.3em .8em;background:#fbf3ee}"
 )
 
 
 def document(title: str, body: str) -> str:
     """A whole page."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body><h1>{escape(title)}</h1>{body}</body></html>"
+    inside = f'<div class="nw"><h1>{escape(title)}</h1>{body}</div>'
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{inside}</body></html>"
 
 
 def png(ax: Axes, *, dpi: int = 110) -> bytes:
@@ -45,9 +46,10 @@ def png(ax: Axes, *, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def picture(data: bytes, alt: str) -> str:
+def picture(data: bytes, alt: str, *, style: str = "max-width:100%") -> str:
     """A picture inside the page."""
-    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(alt)}">'
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return f'<img style="{style}" src="{source}" alt="{escape(alt)}">'
 
 
 def pixels(image: np.ndarray, alt: str, *, width: int = 128) -> str:
@@ -56,8 +58,8 @@ def pixels(image: np.ndarray, alt: str, *, width: int = 128) -> str:
 
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="png")
-    tag = picture(buffer.getvalue(), alt)
-    return tag.replace("<img ", f'<img width="{width}" style="image-rendering:pixelated" title="{escape(alt)}" ')
+    tag = picture(buffer.getvalue(), alt, style="image-rendering:pixelated")
+    return tag.replace("<img ", f'<img width="{width}" title="{escape(alt)}" ')
 
 
 def table(frame: pd.DataFrame) -> str:

@@ -71,8 +71,8 @@ def examples(explorer: Explorer, *, per_row: int = 8) -> bytes:
         found = explorer.stored_maps()
     except BadInput:
         found = explorer.examples()
-    few = len(found.images) <= per_row
-    quantiles = () if few else (0.9, 0.5, 0.1)
+    # around a quantile lie half a row on either side: with few samples the highest would be shown twice
+    quantiles = [q for q in (0.9, 0.5, 0.1) if (1 - q) * len(found.images) >= 1.5 * per_row]
     drawn = plot_neuron_examples(
         found.images, found.activation, maps=found.maps, per_row=per_row, quantiles=quantiles, title=_title(explorer)
     )

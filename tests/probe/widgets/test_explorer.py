@@ -224,6 +224,37 @@ def test_an_interrupt_is_a_message(drawn, monkeypatch) -> None:
     assert e.state.prompt is None
 
 
+DRAWING = {
+    "search": lambda e: e.search("a prompt that is new"),
+    "draw_maps": lambda e: e.draw_maps(2),
+    "intervene": lambda e: e.intervene(count=2),
+}
+
+
+@pytest.mark.parametrize("act", DRAWING.values(), ids=DRAWING)
+def test_an_interrupt_while_the_model_runs_leaves_nothing_behind(drawn, act, monkeypatch) -> None:
+    pipe, run = drawn
+    e = explore(run, pipe)
+    e.choose_neuron(*e.ranking(1)[["site", "unit"]].iloc[0])
+    before, forward, calls = e.state, pipe.unet.forward, []
+
+    def stopped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(pipe.unet, "forward", stopped)
+    act(e)
+    assert len(calls) == 2
+    assert "interrupted" in e.state.message.text
+    assert probe.widgets.State(**{**e.state.__dict__, "message": None}) == before
+    assert not probe.lineage(pipe)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
+    act(e)
+    assert e.state.message is None or e.state.message.error is None, "it may be started again"
+
+
 def test_with_a_model_it_draws_maps_pictures_and_prompts(drawn) -> None:
     pipe, run = drawn
     e = explore(run, pipe)
@@ -244,7 +275,7 @@ def test_with_a_model_it_draws_maps_pictures_and_prompts(drawn) -> None:
     np.testing.assert_allclose(signed, shown.activation, rtol=0.6, err_msg="maps are of the neuron that is shown")
 
     e.intervene(count=2)
-    assert list(e.pictures) == ["before", "zero of 1 neurons"]
+    assert list(e.pictures) == ["before", "zero of 1 neuron"]
     order = np.argsort(-target, kind="stable")
     np.testing.assert_allclose(e.pictures["before"], run.open("images")["image"].values[:2][order], atol=1)
     assert e.pictured == [run.samples["prompt"][i] for i in order]

@@ -48,6 +48,21 @@ def test_what_is_not_possible_is_greyed_with_its_reason(view) -> None:
     assert "pipe=probe.load" in view.why.value
 
 
+def test_a_concept_without_recordings_is_told_and_not_shown(tmp_path) -> None:
+    view = View(explore({"church": several(), "castle": str(tmp_path / "nothing")}))
+    view.concept.value = "castle"
+    assert "nothing" in view.message.value
+    assert view.concept.value == view.explorer.state.concept == "church"
+
+
+def test_an_empty_selection_says_how_to_fill_it(view, tmp_path) -> None:
+    view.path.value = str(tmp_path / "m.zarr.zip")
+    view.save.click()
+    assert "selection is empty" in view.message.value
+    assert "add" in view.message.value
+    assert not list(tmp_path.iterdir())
+
+
 def test_errors_are_shown_escaped(view) -> None:
     view.prompt.value = "<b>new</b>"
     view.search.click()
