@@ -192,7 +192,7 @@ def test_it_is_like_an_edit_and_its_id_says_what_it_does(world) -> None:
     site = world.sites[0].name
     one = intervention({site: [1]})
     assert isinstance(one, EditLike)
-    assert one.name == "zero of 1 neurons"
+    assert one.name == "zero of 1 neuron"
     assert one.id == intervention({site: (1, 1)}).id
     options = [
         {"mode": "scale", "value": 2.0},
