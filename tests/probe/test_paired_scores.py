@@ -172,7 +172,7 @@ def test_discoveries_are_the_units_below_the_rate() -> None:
     np.testing.assert_array_equal(chosen.dataset["selected"].values, q <= np.float32(0.3))
     assert chosen.provenance["identity"]["selection"] == [{"of": nm.id, "select": {"fdr": 0.3}}]
     assert chosen.report == nm.report
-    for options, part in (({"fdr": 1.0}, r"\(0, 1\)"), ({"fdr": 0.1, "top": 3}, "one of top, quantile and fdr")):
+    for options, part in (({"fdr": 1.0}, r"\(0, 1\)"), ({"fdr": 0.1, "top": 3}, "one of top, quantile, fdr and units")):
         with pytest.raises(BadInput, match=part):
             nm.select(**options)
     without = score(made_run(target), made_run(reference), method="auroc", intervals=0)

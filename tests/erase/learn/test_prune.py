@@ -87,6 +87,7 @@ def test_a_map_restricts_the_gates_to_its_units(pipe):
     assert torch.equal(whole, change.dense().any(0)), "a neuron goes as a whole"
 
 
+@pytest.mark.slow
 def test_a_saved_sensitivity_decides_what_is_pruned_or_trained(pipe, tmp_path):
     edit = scaled_ff(pipe, 0.5)
     attacks = attack_set(pipe, edit_id=edit.id)
