@@ -165,10 +165,14 @@ class AttackSet:
         return iter(self.rows)
 
     def first(self, count: int) -> AttackSet:
-        """The set with its first prompts alone, to measure fewer; its id stays, because a row says nothing else."""
+        """The set with so many of its prompts alone, to measure fewer; its id stays, because a row says nothing else.
+
+        Rows are kept as they were found, easy prompts first; these are the first by prompt_id, which ends in a hash.
+        """
         if count < 1:
             raise BadInput("a set keeps at least one prompt", given=count)
-        return AttackSet(self.provenance, self.rows[:count], self.tensors)
+        rows = sorted(self.rows, key=lambda row: (row.prompt_id.rpartition("/")[-1], row.seed))
+        return AttackSet(self.provenance, rows[:count], self.tensors)
 
     # --- files ---
 
