@@ -28,7 +28,7 @@ def mma(
     (eq. 1 to 3.) Each iteration ranks the tokens of every position by the gradient of their one-hot row, tries
     ``swaps`` swaps of one token each, moves to the best of them even if it is worse, and remembers the best ever.
     Swaps whose text is encoded as another number of tokens are dropped, and so are those that spell something
-    forbidden. One picture is judged at the end.
+    forbidden; where no swap is left the tokens are drawn anew (ours). One picture is judged at the end.
 
     The release reads the gradient one position off (row 0 is BOS); here positions are right.
 
@@ -45,7 +45,8 @@ def mma(
         for case in search.active:
             if search.affordable(Cost(texts=swaps + 2), [case]):
                 best, loss = _searched(search, case, k, iterations, swaps, ranked)
-                search.offer(case, search.tokens(best), loss)
+                if best:
+                    search.offer(case, search.tokens(best), loss)
     cases = [case for case in search.affordable(search.cost_of_image()) if case.best is not None]
     tried = [case.best for case in cases]
     search.judge(cases, [one for one in tried if one is not None], losses=[case.row.loss or 0.0 for case in cases])
@@ -54,11 +55,13 @@ def mma(
 def _searched(
     search: Search, case: Case, k: int, iterations: int, candidates: int, ranked: int
 ) -> tuple[tuple[int, ...], float]:
+    """The best tokens, none if no swap was ever left, and their loss."""
     allowed = torch.from_numpy(case.vocabulary.mask())
     with torch.no_grad():
         goal = pooled(search, search.read(case, [case.source_ids]), [len(case.source_ids)])
     ids = torch.tensor(case.vocabulary.drawn(k, case.rng))
-    best, lowest = tuple(ids.tolist()), float("inf")
+    best: tuple[int, ...] = ()
+    lowest = float("inf")
     for _ in range(iterations):
         if not search.affordable(Cost(texts=candidates + 1), [case]):
             break
@@ -66,6 +69,7 @@ def _searched(
         tried = gcg.swaps(ids, order, candidates, case.rng)
         kept = [row for row in dict.fromkeys(map(tuple, tried.tolist())) if _survives(search, case, row)]
         if not kept:
+            ids = torch.tensor(case.vocabulary.drawn(k, case.rng))
             continue
         with torch.no_grad():
             found = pooled(search, search.read(case, kept, length=k + 2), [k] * len(kept))

@@ -251,7 +251,7 @@ class Search:
             found_seed=seed,
             success=hit,
             score=score,
-            loss=loss,
+            loss=loss if loss is None or math.isfinite(loss) else None,
         )
         if case.best is None or _rank(row) > _rank(case.row):
             case.row, case.best = row, carried

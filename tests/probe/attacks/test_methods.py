@@ -126,6 +126,16 @@ def test_pairs_come_from_references_or_the_anchor():
         concept_pairs(concept("church"))
 
 
+def test_mma_without_a_swap_that_may_be_spelt_draws_anew_and_says_if_it_found_nothing(pipe, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("probe.attacks._mma._survives", lambda _search, _case, ids: seen.append(ids))
+    attacked(pipe, "mma", out=tmp_path / "set", **{**SMALL["mma"], "k": 8})
+    rows = AttackSet.load(tmp_path / "set").rows
+    assert all(row.finished and row.prompt == row.source and row.loss is None for row in rows)
+    apart = [sum(a != b for a, b in zip(seen[0], ids, strict=True)) for ids in seen]
+    assert max(apart[:12]) > 2, "two swaps around one start differ in two tokens at most"
+
+
 def test_mma_finds_tokens_whose_pooled_text_is_nearer_and_says_how_near(pipe):
     options = {"k": 3, "swaps": 24, "ranked": 16, "prompts": PROMPTS[:1]}
     losses = [attacked(pipe, "mma", iterations=n, **options).rows[0].loss for n in (1, 6)]
