@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models import drawing
+from models import common_arguments
 
 import erase
 import probe
@@ -54,24 +54,8 @@ def arguments(about: str | None, name: str, concepts: Sequence[str]) -> argparse
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--concepts", nargs="+", default=list(concepts))
     parser.add_argument("--recorded", type=int, default=40, help="prompts to find skilled neurons with")
-    parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--dtype", default="float32", help="of the arithmetic that draws; bfloat16 is faster with AMX")
-    parser.add_argument("--out", type=Path, default=None, help=f"{OUT} or {OUT}-<dtype> by default")
-    parser.add_argument("--csv", type=Path, default=HERE / f"{name}.csv")
-    parser.add_argument("--plan", action="store_true", help="say what there is to draw, and how long it takes")
+    common_arguments(parser, OUT, HERE / f"{name}.csv")
     return parser
-
-
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments; ``out`` names the dtype of its pictures."""
-    args = parser.parse_args()
-    args.out = args.out or (OUT if args.dtype == "float32" else OUT.with_name(f"{OUT.name}-{args.dtype}"))
-    return args
-
-
-def opened(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The pipeline that draws, and its world."""
-    return drawing(args.dtype), probe.concepts("emoji")
 
 
 def tell(judged: int, recorded: int, args: argparse.Namespace) -> None:

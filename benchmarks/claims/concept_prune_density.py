@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from concept_prune_common import WINDOWS, arguments, density_of_unet, opened, parsed, skill_map, tell
+from concept_prune_common import OUT, WINDOWS, arguments, density_of_unet, skill_map, tell
 from matplotlib.figure import Figure
+from models import opened, parsed
 
 import erase
 import probe
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--windows", nargs="+", default=list(WINDOWS), choices=list(WINDOWS))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--images", nargs=2, type=int, default=[50, 50], metavar=("CONCEPT", "PRESERVE"))
-    args = parsed(parser)
+    args = parsed(parser, OUT)
     if args.plan:
         cells = len(args.skill_ratios) * len(args.windows) * len(args.kinds) + 1
         return tell(cells * sum(args.images) * len(args.concepts), 2 * args.recorded * len(args.concepts), args)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from concept_prune_common import WINDOWS, arguments, density_of_unet, opened, parsed, protected, skill_map, tell
+from concept_prune_common import OUT, WINDOWS, arguments, density_of_unet, protected, skill_map, tell
 from matplotlib.figure import Figure
+from models import opened, parsed
 from resag_common import judged, summary
 
 import erase
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--skill-ratios", nargs="+", type=float, default=list(SKILL_RATIOS))
     parser.add_argument("--window", default="late", choices=list(WINDOWS))
     parser.add_argument("--images", nargs=2, type=int, default=[100, 60], metavar=("CONCEPTS", "PRESERVE"))
-    args = parsed(parser)
+    args = parsed(parser, OUT)
     if args.plan:
         unions = len(args.skill_ratios) * len(UNIONS) + 1
         alone = len(args.skill_ratios) * args.images[0]

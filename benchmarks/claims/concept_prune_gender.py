@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from concept_prune_common import WINDOWS, arguments, density_of_unet, opened, parsed, recorded, tell
+from concept_prune_common import OUT, WINDOWS, arguments, density_of_unet, recorded, tell
 from matplotlib.figure import Figure
+from models import opened, parsed
 
 import erase
 import probe
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--window", default="first half", choices=list(WINDOWS))
     parser.add_argument("--images", type=int, default=20, help="of each profession")
     parser.add_argument("--styles", action="store_true", help="also by style, in 40 pictures of each profession")
-    args = parsed(parser)
+    args = parsed(parser, OUT)
     args.images = 40 if args.styles and args.images == 20 else args.images
     cells = 2 * len(args.skill_ratios) + 1
     if args.plan:

@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from models import opened, parsed
 from pruning_common import (
+    OUT,
     PAIRS,
     PROMPTS,
     SEEDS,
@@ -33,14 +35,12 @@ from pruning_common import (
     arguments,
     attacked,
     contenders,
-    opened,
-    parsed,
-    prompt_by_prompt,
     robustness,
     strengths_plan,
     tell,
     trainings_left,
 )
+from verdicts import prompt_by_prompt
 
 import probe
 from probe._result import ORIGINAL
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--baselines", nargs="*", default=list(BASELINES), choices=BASELINES)
     parser.add_argument("--prompts", type=int, help="attacked prompts; 40 of weapon and 20 of others by default")
     parser.add_argument("--kid", type=int, nargs="?", const=KID_IMAGES, default=0, help="pictures for the KID")
-    args = parsed(parser)
+    args = parsed(parser, OUT)
     if args.plan:
         return plan(args)
     pipe, world = opened(args)

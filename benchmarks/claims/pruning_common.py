@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from models import drawing, own
+from models import common_arguments, own
 
 import erase
 import probe
-from probe._result_rows import key_of, read_rows
 
 HERE = Path(__file__).resolve().parent
 OUT = Path("runs/claims/pruning")
@@ -43,14 +42,14 @@ DRAWN = {"esd": 20, "p-esd": 50, "ac": 120, "p-ac": 150}
 #: method -> at most six settings, which `pruning_plain.py --tune` tries on tuning prompts. ``anchor=True`` is the
 #: concept's own anchor ("a building") in place of the empty text: guidance multiplies what leads away from the concept,
 #: and what leads away from everything else with it. ``names=True`` trains on the bare names, as the paper does, else on
-#: the concept's explicit prompts.
+#: the concept's explicit prompts; ``pairs=True`` gives each of these its own anchor, the same prompt with a neighbour.
 TRIED: dict[str, list[dict[str, Any]]] = {
     "esd": [
         {"lr": 1e-4, "train": "x", "eta": 1.0, "names": True},
-        {"lr": 1e-4, "train": "x", "eta": 1.0, "names": True, "retain": 1.0},
+        {"lr": 1e-4, "train": "x", "eta": 1.0, "pairs": True, "retain": 1.0},
         {"lr": 1e-4, "train": "x", "eta": 0.3, "anchor": True},
         {"lr": 1e-4, "train": "x", "eta": 0.3, "anchor": True, "retain": 1.0},
-        {"lr": 1e-4, "train": "x-strict", "eta": 0.3, "anchor": True, "retain": 1.0},
+        {"lr": 3e-4, "train": "x", "eta": 1.0, "pairs": True, "retain": 1.0},
         {"lr": 3e-4, "train": "x", "eta": 1.0, "names": True, "retain": 1.0},
     ],
     "p-esd": [{"lr": 0.1, "eta": 0.3, "anchor": True, "gates": gates, "sparsity": s}
@@ -67,7 +66,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
     "p-ac": (TRIED["p-ac"][1], 100),
 }  # fmt: skip
 #: The same of styles, which have no anchor of their own; what is not here is as above.
-OF_STYLES: dict[str, tuple[dict[str, Any], int]] = {"esd": (TRIED["esd"][5], 300)}
+OF_STYLES: dict[str, tuple[dict[str, Any], int]] = {"esd": (TRIED["esd"][4], 200)}
 STYLES = ("ink",)
 
 
@@ -99,8 +98,11 @@ def trained(
                                   "name": f"{method}-{concept.name}", **POINTS[objective], **setting}  # fmt: skip
         if common.pop("anchor", False):
             common["anchor"] = concept.anchor or None
-        if not common.pop("names", False) and objective == "esd":
-            common["prompts"] = list(concept.prompts["explicit"])
+        explicit = concept.prompts["explicit"]
+        if common.pop("pairs", False):
+            common["prompts"] = list(zip(explicit, concept.references["neighbour"], strict=True))
+        elif not common.pop("names", False) and objective == "esd":
+            common["prompts"] = list(explicit)
         if method.startswith("p-"):
             erase.differentiable_prune(own(), concept, objective=objective, **common)
         elif method == "esd":
@@ -220,23 +222,6 @@ def attacked(pipe: Any, one: Contender, world: Any, args: argparse.Namespace, me
                         out=args.out / "attacks" / label)  # fmt: skip
 
 
-def prompt_by_prompt(out: Path, attack: Any, pipe: Any, edit: Any) -> pd.DataFrame:
-    """Verdicts of an evaluated attack set by the rule ``fresh``: ``prompt, clean, found`` (1, 0 or NaN)."""
-    from probe._eval_attacks import Fresh, Planned  # brings torch, which --plan can do without
-
-    rows = {key_of(row): row for row in read_rows(out)}
-    planned = Planned(attack, edit.name, edit.id, pipe, 7.5, fresh := Fresh())
-
-    def verdict(row: Any, form: str) -> float:
-        name, (_, *seeds) = planned.pictures(row, form)
-        shown = [rows[edit.id, name, int(seed)]["shown"] for seed in seeds]
-        return fresh.decide(np.array([np.nan if one is None else one for one in shown], float))
-
-    return pd.DataFrame([
-        {"prompt": row.source, "clean": verdict(row, "before"), "found": verdict(row, "found")} for row in attack
-    ])  # fmt: skip
-
-
 def robustness(base: pd.DataFrame, pruned: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> dict[str, float]:
     """1 - ASR of the pruned over ASR of the base, paired by prompt: whole prompts are drawn with all their seeds.
 
@@ -267,24 +252,8 @@ def arguments(about: str | None, name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
     parser.add_argument("--seeds", type=int, default=3, help="training seeds, at most; ink has one")
-    parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--dtype", default="float32", help="of the arithmetic that draws; bfloat16 is faster with AMX")
-    parser.add_argument("--out", type=Path, default=None, help=f"{OUT} or {OUT}-<dtype> by default")
-    parser.add_argument("--csv", type=Path, default=HERE / f"{name}.csv")
-    parser.add_argument("--plan", action="store_true", help="say what there is to do, and how long it takes")
+    common_arguments(parser, OUT, HERE / f"{name}.csv")
     return parser
-
-
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments; ``out`` names the dtype of its pictures."""
-    args = parser.parse_args()
-    args.out = args.out or (OUT if args.dtype == "float32" else OUT.with_name(f"{OUT.name}-{args.dtype}"))
-    return args
-
-
-def opened(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The pipeline that draws, and its world."""
-    return drawing(args.dtype), probe.concepts("emoji")
 
 
 def trainings_left(methods: Sequence[str], args: argparse.Namespace, *, tuned: bool = False) -> dict[str, int]:

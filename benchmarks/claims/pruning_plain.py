@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from models import opened, parsed
 from pruning_common import (
     BARS,
     CHECKPOINTS,
     METHODS,
+    OUT,
     PROMPTS,
     SEEDS,
     TRIED,
     TUNING,
     arguments,
     chosen,
-    opened,
-    parsed,
     setting_of,
     strengths,
     summary,
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", type=int, help="with --tune: which of TRIED, from 0")
     parser.add_argument("--gates", nargs="+", default=list(GATES), choices=GATES, help="with --tune: of P-ESD and P-AC")
     parser.add_argument("--others", type=int, default=OTHERS, help="pictures of preserve_test")
-    args = parsed(parser)
+    args = parsed(parser, OUT)
     if args.plan:
         return plan(args)
     pipe, world = opened(args)

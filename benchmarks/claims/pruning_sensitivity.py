@@ -16,7 +16,9 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from models import opened, parsed
 from pruning_common import (
+    OUT,
     PAIRS,
     PROMPTS,
     SEEDS,
@@ -24,8 +26,6 @@ from pruning_common import (
     arguments,
     attacked,
     contenders,
-    opened,
-    parsed,
     strengths_plan,
     tell,
     trainings_left,
@@ -41,7 +41,7 @@ def main() -> None:
     parser = arguments(__doc__, "pruning_sensitivity")
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--prompts", type=int, help="attacked prompts; 40 of weapon and 20 of others by default")
-    args = parsed(parser)
+    args = parsed(parser, OUT)
     if args.plan:
         return plan(args)
     pipe, world = opened(args)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from models import own
+from models import dtype_argument, own
 
 import erase
 import probe
@@ -135,7 +135,7 @@ def arguments(about: str, name: str, images: Mapping[str, int]) -> argparse.Argu
     """What every row can be told."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--dtype", default="float32", help="of the arithmetic that draws; bfloat16 is faster with AMX")
+    dtype_argument(parser)
     parser.add_argument("--csv", type=Path, default=HERE / f"{name}.csv")
     parser.add_argument("--images", nargs=3, type=int, default=list(images.values()), metavar=tuple(images))
     return parser

@@ -23,6 +23,8 @@ HEADLINE = ("church", "ink", "weapon")
 #: Of `benchmarks/claims/pruning_plain.py --tune`; kept at a rank that leaves room for all findings in 10 MB.
 ESD: dict[str, Any] = {"lr": 1e-4, "train": "x", "eta": 0.3, "retain": 1.0, "iterations": 200,
                        "batch_size": 4, "steps": 15, "cached": 40}  # fmt: skip
+#: A style gives way to another one, prompt by prompt.
+ESD_OF_STYLES = ESD | {"lr": 3e-4, "eta": 1.0}
 RANK = 12
 #: Of `benchmarks/claims/concept_prune_sweep.py`.
 CONCEPT_PRUNE: dict[str, Any] = {"skill_ratio": 0.15, "window": (490, 1)}
@@ -75,13 +77,7 @@ def made(pipe: Any, world: Any, job: Job, work: Path) -> Any:
 
     concepts = [world[name] for name in job.concepts]
     if job.eraser == "esd":
-        each = None if len(concepts) == 1 else 8
-        prompts = [prompt for concept in concepts for prompt in concept.prompts["explicit"][:each]]
-        anchors = {concept.anchor for concept in concepts}
-        anchor = anchors.pop() if len(anchors) == 1 else None
-        whole = erase.esd(
-            pipe, concepts, prompts=prompts, anchor=anchor or None, training=work / job.key, name=job.key, **ESD
-        )
+        whole = erase.esd(pipe, concepts, training=work / job.key, name=job.key, **told(concepts))
         return erase.truncated(whole, RANK, name=job.key)
     (concept,) = concepts
     form = "paper" if "paper" in concept.references else next(iter(concept.references))
@@ -92,6 +88,21 @@ def made(pipe: Any, world: Any, job: Job, work: Path) -> Any:
     ]
     found = probe.score(*runs, method="wanda", branches="cond")
     return erase.concept_prune(pipe, found, name=job.key, **CONCEPT_PRUNE)
+
+
+def told(concepts: list[Any]) -> dict[str, Any]:
+    """What ESD is told of concepts: the prompts it learns, what is drawn instead, and its numbers."""
+    if concepts[0].kind == "style":
+        (style,) = concepts
+        pairs = zip(style.prompts["explicit"], style.references["neighbour"], strict=True)
+        return {"prompts": list(pairs), **ESD_OF_STYLES}
+    each = None if len(concepts) == 1 else 8
+    anchors = {concept.anchor for concept in concepts}
+    return {
+        "prompts": [prompt for concept in concepts for prompt in concept.prompts["explicit"][:each]],
+        "anchor": (anchors.pop() or None) if len(anchors) == 1 else None,
+        **ESD,
+    }
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ For an eraser of your own: a `Student` (`Weights`, or one with leaves of its own
 """
 
 from erase.learn._ac import ablating_concepts
-from erase.learn._eraser import Sampling, learned, noise_of, retain_loss
+from erase.learn._eraser import Retained, Sampling, learned, noise_of, retain_loss
 from erase.learn._esd import esd
 from erase.learn._folder import Folder
 from erase.learn._gates import Gates
@@ -28,6 +28,7 @@ __all__ = [
     "Loss",
     "Part",
     "Points",
+    "Retained",
     "Sampling",
     "Schedule",
     "Student",

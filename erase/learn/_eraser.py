@@ -131,6 +131,14 @@ def retain_loss(
     return loss
 
 
+def retaining(loss: Loss, pipe: Any, student: Student, sampling: Sampling, preserve: Retained, weight: float) -> Loss:
+    """The loss with the term ``retain`` besides, where that has a weight; draws the points of what is preserved."""
+    retained = retain_loss(pipe, student, sampling, preserve, weight)
+    if retained is None:
+        return loss
+    return lambda iteration: {**loss(iteration), "retain": retained(iteration)}
+
+
 def noise_of(pipe: Any, batch: Any, texts: Texts, asked: Sequence[str]) -> Tensor:
     """The student's epsilon (s c y x) at the points of a batch for one text a sample, with gradients."""
     return guidance.predicted_noise(pipe, batch.x, batch.timesteps, texts.of(asked))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from erase._concepts import identity, listed
 from erase._edit import Edit
-from erase.learn._eraser import Sampling, checked_preserve, learned, own_precision
+from erase.learn._eraser import Sampling, checked_preserve, learned, own_precision, retaining
 from erase.learn._esd_loss import EsdObjective
 from erase.learn._parts import parts_of
 from erase.learn._schedule import Schedule
@@ -25,7 +25,7 @@ def esd(
     *,
     anchor: str | None = None,
     preserve: Any = None,
-    prompts: Sequence[str] | None = None,
+    prompts: Sequence[Any] | None = None,
     erase_from: str | None = None,
     train: Any = "x",
     eta: float = 1.0,
@@ -63,7 +63,7 @@ def esd(
         concepts: a concept, a text, or a list; of concepts every surface form, of which each sample takes one.
         anchor: a text in place of the empty one (ours).
         preserve: concepts for ``retain``; by default the embedded world's ``preserve_fit``.
-        prompts: texts to train on instead of the bare surface forms (ours).
+        prompts: texts to train on instead of the bare surface forms, or pairs (text, anchor of that text) (ours).
         erase_from: erase the concept only from this (an attribute): the student is told this text, and the target
             starts at eps*(x_t, erase_from, t), with eta + 1 in front of the difference.
         train: what is trained: ``x`` (cross-attention, for names of objects and styles), ``x-strict`` (its keys and
@@ -129,7 +129,7 @@ def esd(
     return learned(
         pipe,
         student,
-        lambda: objective.loss(pipe, student, sampling, kept, retain),
+        lambda: retaining(objective.loss(pipe, student, sampling), pipe, student, sampling, kept, retain),
         how,
         method="esd",
         name=name or "esd",

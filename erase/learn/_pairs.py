@@ -38,9 +38,8 @@ def pairs(concepts: Any, anchor: str | None, prompts: Sequence[Any] | None) -> l
     Raises `BadInput` for a text without an anchor, an anchor that is the target, and prompts without the target.
     """
     items = listed(concepts)
-    if prompts is not None and all(not isinstance(prompt, str) for prompt in prompts):
-        found = [_given(prompt) for prompt in prompts]
-    else:
+    found = given_pairs(prompts)
+    if found is None:
         every = [_of(item, anchor, prompts) for item in items]
         longest = max(map(len, every))
         found = [of[i] for i in range(longest) for of in every if i < len(of)]
@@ -50,6 +49,13 @@ def pairs(concepts: Any, anchor: str | None, prompts: Sequence[Any] | None) -> l
     if same := [target for target, other in found if target == other]:
         raise BadInput("the anchor is the target", given=repr(same[0]), fix="an anchor that is something else")
     return found
+
+
+def given_pairs(prompts: Sequence[Any] | None) -> list[Pair] | None:
+    """Pairs that are told as such; None for prompts that are texts, and for none."""
+    if prompts is None or all(isinstance(prompt, str) for prompt in prompts):
+        return None
+    return [_given(prompt) for prompt in prompts]
 
 
 def _of(item: Concept | str, anchor: str | None, prompts: Sequence[str] | None) -> list[Pair]:
@@ -90,7 +96,7 @@ def _bare(text: str) -> str:
 
 def _given(pair: Any) -> Pair:
     try:
-        target, other = pair
+        target, other = (None, None) if isinstance(pair, str) else pair
     except (TypeError, ValueError):
         target = other = None
     if not isinstance(target, str) or not isinstance(other, str):

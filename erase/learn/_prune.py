@@ -14,7 +14,7 @@ from torch import Tensor
 from erase._concepts import identity, listed
 from erase._edit import Edit
 from erase.learn._ac_loss import AcObjective, BosBlocked
-from erase.learn._eraser import Sampling, checked_preserve, learned, own_precision, retain_loss
+from erase.learn._eraser import Sampling, checked_preserve, learned, own_precision, retaining
 from erase.learn._esd_loss import EsdObjective
 from erase.learn._gates import Gates
 from erase.learn._pairs import pairs
@@ -170,13 +170,11 @@ def differentiable_prune(
             erasing = goal.loss(pipe, student, sampling)
         else:
             erasing = goal.loss(pipe, student)
-        retained = retain_loss(pipe, student, sampling, kept, retain)
 
         def terms(iteration: int) -> Mapping[str, Tensor]:
-            found = {**erasing(iteration), "sparsity": sparsity * learning.closed()}
-            return found if retained is None else {**found, "retain": retained(iteration)}
+            return {**erasing(iteration), "sparsity": sparsity * learning.closed()}
 
-        return terms
+        return retaining(terms, pipe, student, sampling, kept, retain)
 
     options = {
         "objective": objective,

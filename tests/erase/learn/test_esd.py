@@ -58,6 +58,22 @@ def test_erasing_from_a_text_trains_that_text(pipe):
     assert found == pytest.approx(oracle.mean_square(noises["a road"], wanted), rel=1e-3)
 
 
+def test_a_pair_has_its_own_anchor(pipe):
+    student = Weights(pipe, parts_of(pipe, "x"))
+    kinds = {
+        "pair": {"prompts": [("a church", "a house")]},
+        "anchor": {"prompts": ["a church"], "anchor": "a house"},
+        "other": {"prompts": [("a church", "a barn")]},
+    }
+    found = {
+        name: EsdObjective.of(
+            ["church"], kind["prompts"], anchor=kind.get("anchor"), eta=1.0, erase_from=None
+        ).loss(pipe, student, sampling())(0)["erase"].item()
+        for name, kind in kinds.items()
+    }  # fmt: skip
+    assert found["pair"] == found["anchor"] != found["other"]
+
+
 def test_the_newer_release_counts_one_more():
     null, concept = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for eta in (0.0, 1.0):
@@ -211,6 +227,9 @@ def test_teacher_predictions_are_made_once(pipe):
         ({"retain": 1.0}, "retain"),
         ({"retain": -1.0, "preserve": ["a house"]}, "retain"),
         ({"prompts": []}, "no texts"),
+        ({"prompts": [("a church", "a house"), "a church"]}, "two texts"),
+        ({"prompts": [("a church", "a church")]}, "anchor"),
+        ({"prompts": [("a church", "a house")], "anchor": "a barn"}, "their own anchors"),
         ({"clip_norm": 0.0}, "clip"),
         ({"training": "x", "save_every": 0}, "save_every"),
     ],
