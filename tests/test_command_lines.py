@@ -572,6 +572,16 @@ def test_gates_are_learned_on_a_saved_map(shelf: Path, capsys: pytest.CaptureFix
     assert edit.provenance["identity"]["inputs"] == {"concepts": ["church"], "map": nm.id}
 
 
+def test_the_highest_units_of_a_map_learn(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    nm = probe.NeuronMap.load(shelf / "map.zarr.zip")
+    words = ["--train", shelf / "map.zarr.zip", "--top", "3", "--retain", "0"]
+    made = document(
+        capsys, "erase", "differentiable-prune", "church", "--model", shelf / "model", *_FEW, *words, "-o",
+        tmp_path / "edit",
+    )  # fmt: skip
+    assert erase.load_edit(made["edit"]).provenance["identity"]["inputs"]["map"] == nm.select(top=3).id
+
+
 def test_concepts_are_ablated(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     few = ["--pictures", "2", "--steps", "2", "--iterations", "1", "--batch-size", "2", "-q"]
     made = document(
@@ -611,6 +621,7 @@ def test_zeros_are_audited(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_
         ("erase esd church --model {m} -o {s}/target", "no edit"),
         ("erase esd church --x-t cashed --model {m} -o {new}", "nearest: cached"),
         ("erase ablating-concepts tower --model {m} -o {new}", "no anchor"),
+        ("erase esd tower --top 3 --model {m} -o {new}", "units of a map"),
         ("erase ablating-concepts tower --anchor tower --model {m} -o {new}", "the target"),
         ("erase differentiable-prune x --model {m} -o {new}", "preserve"),
         ("erase restore {m} -o {new}", "--include-originals"),

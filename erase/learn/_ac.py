@@ -9,7 +9,7 @@ from typing import Any, Literal
 from erase._concepts import identity, listed
 from erase._edit import Edit
 from erase.learn._ac_loss import AcObjective, BosBlocked
-from erase.learn._eraser import learned, own_precision
+from erase.learn._eraser import Sampling, checked_preserve, learned, own_precision, retaining
 from erase.learn._pairs import pairs
 from erase.learn._parts import parts_of
 from erase.learn._schedule import Schedule
@@ -18,6 +18,9 @@ from probe import NeuronMap
 from probe._options import validated
 from probe.protocols import Progress
 
+#: Trajectories that the retain term is taken on, at least; one for each preserved concept.
+RETAINED = 16
+
 
 @validated
 def ablating_concepts(
@@ -25,9 +28,11 @@ def ablating_concepts(
     concepts: Any,
     *,
     anchor: str | None = None,
+    preserve: Any = None,
     prompts: Sequence[Any] | None = None,
     variant: Literal["model", "noise"] = "model",
     prior: float = 0.0,
+    retain: float = 0.0,
     block_bos: bool = True,
     train: Any = "x-strict",
     iterations: int = 100,
@@ -52,7 +57,7 @@ def ablating_concepts(
     """Train part of the UNet to predict for the target's prompt what it predicts for the anchor's.
 
         L = || eps(x_t, target prompt, t) - sg[eps(x_t, anchor prompt, t)] ||^2
-            + prior || eps(x_t', anchor prompt', t') - noise' ||^2
+            + prior || eps(x_t', anchor prompt', t') - noise' ||^2 [+ retain || eps(x_t", c, t) - eps*(x_t", c, t) ||^2]
 
     x_t are the model's own pictures of anchor prompts with noise at any timestep; sg holds the student's own prediction
     fixed, so no second model is needed. The second term is on further pictures of anchor prompts. The BOS token's key
@@ -62,11 +67,14 @@ def ablating_concepts(
         pipe: the pipeline. It is read, not changed; edits in force stay, and the result applies on top of them.
         concepts: a concept, a text, or a list: the targets.
         anchor: what is drawn instead; by default each concept's own, and for a style its prompts without the style.
+        preserve: concepts for ``retain``; by default the embedded world's ``preserve_fit``.
         prompts: (target prompt, anchor prompt) pairs, or prompts with the target, in which its name gives way to the
             anchor. By default a concept's explicit prompts, and a few templates for a text (ours).
         variant: ``model`` (the paper's choice), or ``noise``: the noise that is in x_t.
         prior: weight of prior preservation; for targets whose name holds the anchor's (1.0 in one release, 0.2 in the
             other), and for memorised pictures.
+        retain: weight of the squared difference from the model before training, eps*, on prompts c of ``preserve``
+            (ours).
         block_bos: see above; False leaves the gradient whole.
         train: as in `erase.esd`; the paper's choices are ``x-strict`` (keys and values), ``attn`` and ``full``.
         iterations, lr, batch_size: the release's, on two GPUs; its base rate of 2e-6 times its batch of 8.
@@ -103,18 +111,24 @@ def ablating_concepts(
         folder=Path(training) if training is not None else None,
         progress=progress is True,
     )
+    sampling = Sampling(
+        "cached", None, RETAINED, steps, guidance, "bin", batch_size, seed, objective.folder, objective.progress
+    )
+    kept, _ = checked_preserve(preserve, items, retain)
     weights = Weights(pipe, parts := parts_of(pipe, train))
     student: Student = BosBlocked(pipe, weights) if block_bos else weights
     options = {
         **objective.to_json(),
         "block_bos": block_bos,
+        "retain": retain,
+        "preserve": identity(kept.items),
         "train": [part.to_json() for part in parts],
         "seed": seed,
     }
     return learned(
         pipe,
         student,
-        lambda: objective.loss(pipe, student),
+        lambda: retaining(objective.loss(pipe, student), pipe, student, sampling, kept, retain),
         how,
         method="ablating_concepts",
         name=name or "ablating_concepts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from probe import Concept, Trajectory, guidance
 from probe.errors import BadInput
 from probe.protocols import Progress
 from probe.provenance import fingerprint
+
+logger = logging.getLogger(__name__)
 
 #: At most so many points of a loss curve in an edit's report.
 CURVE = 500
@@ -218,12 +221,22 @@ def own_precision(pipe: Any, precision: Any) -> Any:
     return precision or str(pipe.unet.dtype).removeprefix("torch.")
 
 
-def checked_preserve(given: Any, items: Sequence[Concept | str], retain: float) -> Retained:
-    """What the retain term is taken over; nothing without one. `BadInput` for a weight that has nothing to weigh."""
+def checked_preserve(
+    given: Any, items: Sequence[Concept | str], retain: float | None, default: float = 0.0
+) -> tuple[Retained, float]:
+    """What the retain term is taken over, and its weight; without one ``default``, if it is known what to preserve.
+
+    `BadInput` for a weight that has nothing to weigh.
+    """
+    if retain is None:
+        known = bool(preserved(given, items))
+        if not known and default:
+            logger.info("it is not known what to preserve: training goes without a retain term")
+        retain = default if known else 0.0
     if not 0 <= retain < math.inf:
         raise BadInput("retain is out of range", given=retain, expected=">= 0")
     kept = Retained(tuple(preserved(given, items)) if retain else (), tuple(items))
     if retain and not kept.prompts(1):
         fix = "preserve=[...], or retain=0"
         raise BadInput("retain asks for concepts to preserve", given=f"retain={retain}", fix=fix)
-    return kept
+    return kept, retain

@@ -115,7 +115,7 @@ def esd(
         folder=Path(training) if training is not None else None,
         progress=progress,
     )
-    kept = checked_preserve(preserve, items, retain)
+    kept, _ = checked_preserve(preserve, items, retain)
     objective = EsdObjective.of(items, prompts, anchor=anchor, eta=eta, erase_from=erase_from)
     student = Weights(pipe, parts := parts_of(pipe, train))
     options = {

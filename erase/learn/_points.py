@@ -168,11 +168,11 @@ def given(pipe: Any, source: Any, *, batch_size: int, at: At, seed: int) -> Cach
 
 
 def ddim(pipe: Any) -> Any:
-    """A DDIM scheduler with the noise schedule of the pipeline's own."""
+    """A DDIM scheduler with the noise schedule of the pipeline's own; latents are never clipped."""
     with compat.quiet_libraries():
         from diffusers import DDIMScheduler
 
-        return DDIMScheduler.from_config(pipe.scheduler.config)
+        return DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
 
 
 @contextmanager

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 #: Relative change of the noise prediction at the start above which there is a warning.
 LARGEST_START = 0.02
+#: Weight of the retain term where it is known what to preserve.
+RETAIN = 0.1
 
 
 @validated
@@ -53,7 +55,7 @@ def differentiable_prune(
     unit: Literal["weight", "neuron"] = "weight",
     init: float = 5.0,
     sparsity: float = 1.0,
-    retain: float = 0.1,
+    retain: float | None = None,
     eta: float = 1.0,
     erase_from: str | None = None,
     variant: Literal["model", "noise"] = "model",
@@ -99,7 +101,7 @@ def differentiable_prune(
         unit: a gate for every weight, or for every neuron: a column of a feed-forward's last Linear, else a row.
         init: log alpha (or score) at the start. At 5 a gate is closed in 0.14 % and below 1 in 3.2 % of all draws.
         sparsity: weight of the mean probability of a closed gate; larger prunes less.
-        retain: weight of the retain term.
+        retain: weight of the retain term; 0.1 by default where it is known what to preserve, else 0.
         eta, erase_from, x_t, trajectory, cached, timestep: as in `erase.esd`.
         variant, prior, block_bos, pictures: as in `erase.ablating_concepts`.
         iterations: 1000 for ``esd`` and 200 for ``ac`` unless given.
@@ -141,7 +143,7 @@ def differentiable_prune(
         folder=folder,
         progress=progress,
     )
-    kept = checked_preserve(preserve, items, retain)
+    kept, retain = checked_preserve(preserve, items, retain, default=RETAIN)
     goal: EsdObjective | AcObjective
     if of_esd:
         goal = EsdObjective.of(items, prompts, anchor=anchor, eta=eta, erase_from=erase_from)

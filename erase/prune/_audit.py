@@ -31,10 +31,10 @@ SHRINKAGES = (0.5, 0.2, 0.1, 0.05, 0.02)
 class Audit:
     """What `audit` found.
 
-    - ``table``: a row for every tensor and one, ``all``, for them together: ``param, weights, changed, zeros`` (exact
-      zeros that the attacker sees), ``found`` (share of the changed weights among them), ``signs_right, low, high``
-      (share of zeros whose sign is guessed, Wilson interval; half is chance), ``confident_right`` (of the confident
-      guesses), ``shrinkage`` (chosen on known entries)
+    - ``table``: a row for every matrix (of a convolution: outputs by all else) and one, ``all``, for them together:
+      ``param, weights, changed, zeros`` (exact zeros that the attacker sees), ``found`` (share of the changed weights
+      among them), ``signs_right, low, high`` (share of zeros whose sign is guessed, Wilson interval; half is chance),
+      ``confident_right`` (of the confident guesses), ``shrinkage`` (chosen on known entries)
     - ``revived``: the attacker's weights as an edit of the original model; None where there is no zero to see
     """
 
@@ -61,9 +61,10 @@ def audit(
 ) -> Audit:
     """Attack an edit by the places of its zeros alone.
 
-    For every matrix that the edit changes: exact zeros of the edited weights are taken as pruned; soft-impute completes
-    them from the rest; the sign of a guess is compared with that of the weight that was there. Zeros get the confident
-    signs, as large as the largest remaining weight of their neuron: ``revived``, to be evaluated like an edit.
+    For every matrix that the edit changes (biases are left out): exact zeros of the edited weights are taken as pruned;
+    soft-impute completes them from the rest; the sign of a guess is compared with that of the weight that was there.
+    Zeros get the confident signs, as large as the largest remaining weight of their neuron: ``revived``, to be
+    evaluated like an edit.
 
     Args:
         edit: of masks, or filled with noise (``fill_std``), where no zero should be left to see.
@@ -83,19 +84,20 @@ def audit(
     if iterations < 1:
         raise BadInput("iterations must be at least 1", given=iterations)
     _in_force.check_model(edit, pipe)
-    params = [param for param in edit.params if _in_force.original(pipe, param).ndim == 2]
+    params = [param for param in edit.params if _in_force.original(pipe, param).ndim >= 2]
     if not params:
         raise BadInput("the edit changes no matrix", given=", ".join(edit.params[:3]))
     rows, changes = [], []
     with progress_bar(progress, len(params), "audit") as advance:
         for param in params:
             original = _in_force.original(pipe, param).detach().float().cpu()
+            shape, original = original.shape, original.flatten(1)
             mine = [change for change in edit.changes if change.param == param]
-            edited = combined(_in_force.original(pipe, param).detach(), mine).float().cpu()
+            edited = combined(_in_force.original(pipe, param).detach(), mine).float().cpu().flatten(1)
             row, revived = _attack(original, edited, confident, iterations, held_out, stream(seed, param))
             rows.append({"param": param, **row})
             if revived is not None:
-                changes.append(Delta(param, revived - original))
+                changes.append(Delta(param, (revived - original).view(shape)))
             advance(1)
     table = _summed(pd.DataFrame(rows), level)
     made = None

@@ -233,6 +233,12 @@ def test_pairs_that_cannot_be_made(given, anchor, prompts, said):
         pairs(given, anchor, prompts)
 
 
+def test_what_is_preserved_is_retained(pipe):
+    options = {**FEW_PICTURES, "iterations": 2, "anchor": "a building", "retain": 1.0, "preserve": ["a road"]}
+    losses = erase.ablating_concepts(pipe, "church", **options).report["losses"]
+    assert losses["retain"][0] < 1e-9 < losses["retain"][1], "the student starts as the model, and moves"
+
+
 @pytest.mark.parametrize(("name", "value"), [("prior", -1.0), ("pictures", 0), ("batch_size", 0), ("lr", -1.0)])
 def test_numbers_out_of_range(pipe, name, value):
     with pytest.raises(BadInput):

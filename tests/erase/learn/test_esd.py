@@ -252,7 +252,7 @@ def test_concepts_that_are_none(pipe):
 
 def test_what_is_retained_never_names_what_is_erased():
     world = probe.concepts("emoji")
-    kept = checked_preserve(None, [world["ink"]], 1.0)
+    kept, _ = checked_preserve(None, [world["ink"]], 1.0)
     found = kept.prompts(40)
     assert len(found) >= 40
     assert any("style" in prompt for prompt in found)

@@ -117,6 +117,12 @@ def test_the_prediction_with_open_gates_is_the_models(pipe):
     assert edit.report["losses"]["retain"] == [0.0]
 
 
+def test_a_text_alone_is_pruned_without_a_retain_term(pipe):
+    edit = erase.differentiable_prune(pipe, "church", iterations=1, **FEW)
+    assert edit.options["retain"] == 0
+    assert "retain" not in edit.report["losses"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -89,6 +89,14 @@ def test_revived_weights_are_an_edit_of_the_original_model(pipe, edit):
     assert found.revived.name == "church-revived"
 
 
+def test_a_convolution_is_a_matrix_of_its_outputs(pipe):
+    mask = random_mask(pipe, "unet.conv_in.weight")
+    found = erase.audit(edit_of(pipe, mask), pipe, iterations=3, progress=False)
+    assert found.table["zeros"][0] == mask.dense().sum()
+    with found.revived.applied(pipe):
+        assert (parameter(pipe, "unet.conv_in.weight") != 0).float().mean() > 0.75
+
+
 def test_noise_in_place_of_zeros_leaves_nothing_to_see(pipe):
     nm = wanda_map(pipe, *norms(pipe, 10), TIMESTEPS)
     found = erase.audit(concept_prune(pipe, nm, skill_ratio=0.05, fill_std=1.0), pipe, progress=False)
@@ -106,4 +114,4 @@ def test_bad_input(pipe, edit):
         with pytest.raises(BadInput):
             erase.audit(edit, pipe, progress=False, **options)
     with pytest.raises(BadInput, match="no matrix"):
-        erase.audit(edit_of(pipe, random_mask(pipe, "unet.conv_in.weight")), pipe, progress=False)
+        erase.audit(edit_of(pipe, random_mask(pipe, "unet.conv_in.bias")), pipe, progress=False)
