@@ -140,7 +140,7 @@ WORDS = {
     "prompts": "texts to train on instead of the concept's own",
     "erase_from": "erase the concept from this only: the text of what loses it",
     "train": "which weights: x, x-strict, u, u-release, self, attn, full, a kind of site, a glob, a neuron map",
-    "eta": "esd, spm: how far from the concept (esd's newer release has eta + 1); else weight of what is preserved",
+    "eta": "esd, spm, gates: how far from the concept (esd's new release: eta + 1); else weight of what is preserved",
     "retain": "weight of staying as the model was on prompts of what is preserved; of trce, on the empty text",
     "x_t": "where x_t come from: trajectories drawn once, or a denoising for every iteration by student or teacher",
     "trajectory": "folder of a stored trajectory whose x_t and prompts are used",
