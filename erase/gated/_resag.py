@@ -82,7 +82,8 @@ def resag(
         concepts: a text, a concept, or a list; each becomes a gate of its own, with all its surface forms.
         anchor: what stands in a concept's place; its own (``Concept.anchor``) unless given. A concept without one (a
             style) learns from its references of the paper's form.
-        preserve: texts and concepts that become anchors; ``preserve_fit`` of the embedded world less what is erased.
+        preserve: texts and concepts that become anchors; ``preserve_fit`` of the embedded world less what is erased and
+            prompts that name it.
         seed: of initial values, draws and adversaries.
         rank: r of each pair; gate_rank: of U1 and U2. Published: 1 and 16 (characters, artists), 4 and 64 (explicit).
         alpha: the correction is multiplied by alpha / rank; 1 in the release.

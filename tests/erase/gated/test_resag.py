@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 
 import numpy as np
@@ -363,6 +364,24 @@ def test_anchors_are_preserve_fit_less_what_is_erased(world):
     assert "apple" not in words
     assert len(words) == len(GENERAL) - 1
     assert len(set(GENERAL)) == 100
+
+
+def test_default_anchors_do_not_name_what_is_erased(world):
+    """A style's prompts draw other concepts, and other concepts are drawn in the style."""
+    plain = [text for texts in anchors_of([world["castle"]], None, None, None).values() for text in texts]
+    assert any("ink" in text.split() for text in plain)
+    found = [text for texts in anchors_of([world["ink"]], None, None, None).values() for text in texts]
+    assert not any("ink" in text.split() for text in found)
+    assert len(found) > 500
+    words = anchors_of(["street"], None, None, None)
+    assert not any("street" in text for texts in words.values() for text in texts)
+
+
+def test_given_anchors_that_name_what_is_erased_are_named(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = anchors_of(["church"], ["old church"], ("church tower",), ["{}", "see {}"])
+    assert found["old church"] == ("old church", "see old church")
+    assert "'church' is erased and preserved at once, in 'see church tower'" in caplog.text
 
 
 def test_only_the_nearest_anchors_take_part(pipe, monkeypatch):
