@@ -15,12 +15,11 @@ from erase.closed_form._preserve import kept_of
 from erase.closed_form._ridge import Problem, not_negative, positive
 from erase.closed_form._ridge import described as described_system
 from erase.closed_form._targets import described, targets_of
-from erase.closed_form._texts import encoded, kept_rows, rows_of
+from erase.closed_form._texts import Rows, encoded, kept_rows, rows_of
 from erase.closed_form._uce import phrase_pairs
 from erase.gram import System, outer, ridged
 from erase.prune._layers import stream
 from probe._options import validated
-from probe.errors import BadInput
 
 
 @validated
@@ -57,7 +56,7 @@ def speed(
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.
         concepts, anchor: as in `erase.uce`.
-        preserve: texts and concepts (by name) whose rows are retained; as in `erase.uce`, but no cache: it has no rows.
+        preserve: texts and concepts (by name) whose rows are retained; as in `erase.uce`.
         tokens: selectors of the rows of phrases and retained texts; ``after_sot`` for unsafe content in the paper.
         retain_scale: rho: 1; 0.05 for celebrities, 0.7 for unsafe content.
         slack: lambda: 0, for which the rows of K2 stay exactly; 0.5 for unsafe content.
@@ -78,8 +77,6 @@ def speed(
     not_negative(slack=slack, augmented=augmented)
     targets = targets_of(concepts, anchor)
     kept = kept_of(pipe, preserve, targets, tokens, form="names")
-    if kept is not None and not kept.texts:
-        raise BadInput("SPEED needs the retained texts themselves", given="a preserve cache", fix="preserve=[...]")
     retained: dict[str, list[Tensor]] = {"tokens": [], "pooled": []}
     for part, whole in kept_rows(pipe, kept.texts if kept is not None else (), tokens):
         retained["tokens"].append(part)

@@ -75,8 +75,9 @@ def uce(
             of its members.
         anchor: what takes their place: a text for all or name -> text; the concept's own anchor where it has one, else
             a blank.
-        preserve: texts, concepts (by name), or a `PreserveCache` or the path of one; by default the embedded world's
-            ``preserve_fit`` less what is erased, if that is part of this world; () for nothing.
+        preserve: texts, concepts (by name), or a `PreserveCache` of the variant's rows or the path of one; by
+            default the embedded world's ``preserve_fit`` less what is erased, if that is part of this world; () for
+            nothing.
         variant: see above.
         technique: see above.
         tokens: selectors of the erased rows; the variant's unless given.
@@ -176,4 +177,4 @@ def problems_of(
 def _preserve_scale(variant: _Variant, kept: Kept | None) -> float:
     if variant.least_preserve is None or kept is None:
         return 1.0
-    return max(variant.least_preserve, 1 / kept.cache.texts)
+    return max(variant.least_preserve, 1 / len(kept.texts))

@@ -214,6 +214,7 @@ WORDS = {
     "prior_prompts": "prompts or a preserve cache of everyday text; those of preserve unless given",
     "prior_scale": "weight of the prior",
     "erase_term": "as published, or transposed",
+    "proper": "no reflections: the least singular direction pays for a rotation",
     "fuse_eta": "eta of the fusion",
     "fuse_ridge": "ridge of the fusion",
     "ratios": "label: wanted share; equal shares unless given",

@@ -168,9 +168,20 @@ def test_oce_by_hand():
         kept = kept + 0.3 * sum(np.outer(last(text), last(text)) for text in KEEP[:2])
         matrix = -np.outer(out, out) @ (np.eye(len(plain)) - np.outer(guide, guide)) + plain @ kept @ plain.T
         left, _, right = np.linalg.svd(matrix)
-        turn = left @ right
-        if np.linalg.det(turn) > 0:  # else the sign of a vector of the null space is a matter of the library
-            assert close(edited(pipe, edit)[param], turn @ plain, 1e-4)
+        assert close(edited(pipe, edit)[param], left @ right @ plain, 1e-4)
+
+
+def test_the_prior_of_oce_comes_with_preserved_texts():
+    """Also with a single one, which is no path of a cache."""
+    pipe = pipeline()
+    by_name, by_list, without = (
+        erase.oce(pipe, "church", anchor="a hut", preserve=keep, prior_prompts=prior, **LOOSE)
+        for keep, prior in (("a dog", None), (["a dog"], None), ("a dog", ()))
+    )
+    assert by_name.id == by_list.id != without.id
+    assert by_name.options["prior"] is not None
+    proper = erase.oce(pipe, "church", anchor="a hut", preserve="a dog", proper=True, **LOOSE)
+    assert proper.options["proper"]
 
 
 # --- MACE -------------------------------------------------------------------------------------------------------------
@@ -271,7 +282,12 @@ def test_bad_input(method, options, match):
         getattr(erase, method)(pipeline(), "church", **{"anchor": "a hut", "preserve": KEEP} | options)
 
 
-def test_speed_needs_texts():
-    pipe = pipeline()
-    with pytest.raises(BadInput, match="texts themselves"):
-        erase.speed(pipe, "church", anchor="a hut", preserve=erase.preserve_cache(pipe, KEEP))
+@pytest.mark.parametrize("method", ["speed", "oce"])
+def test_a_cache_stands_for_its_texts(method):
+    """Of SPEED for the rows themselves; of OCE also for its prior."""
+    pipe, options = pipeline(), {"anchor": "a hut", **LOOSE}
+    cache = erase.preserve_cache(pipe, KEEP, tokens="last_subject")
+    by_texts = getattr(erase, method)(pipe, "church", preserve=KEEP, **options)
+    assert getattr(erase, method)(pipe, "church", preserve=cache, **options).id == by_texts.id
+    with pytest.raises(BadInput, match=r"other rows.*all_tokens.*last_subject"):
+        getattr(erase, method)(pipe, "church", preserve=erase.preserve_cache(pipe, KEEP), **options)
