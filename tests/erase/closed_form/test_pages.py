@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import erase
+from erase import updates
 from erase._changes import Delta, Mask
 from erase._edit import make_edit
+from erase.closed_form import _rece
 from probe.errors import BadInput
 from tests.erase.closed_form.worlds import KEEP, close, edited, embedding, end, keys_and_values, pipeline
 from tests.oracles import closed_form as oracle
@@ -76,6 +78,40 @@ def test_rece_keeps_the_epoch_that_a_callback_prefers():
     one = erase.rece(pipe, "church", preserve=KEEP, epochs=1, **LOOSE)
     for param, weight in edited(pipe, edit).items():
         np.testing.assert_array_equal(weight, edited(pipe, one)[param])
+
+
+def test_an_epoch_that_collapses_ends_the_search_and_the_best_before_it_stays(monkeypatch):
+    pipe, made = pipeline(), []
+    finish = _rece.finished
+
+    def collapse_at_last(*args, **options):
+        if len(made) == 2:
+            raise BadInput("the edit destroys prompts")
+        made.append(finish(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(_rece, "finished", collapse_at_last)
+    edit = erase.rece(pipe, "church", preserve=KEEP, epochs=3, select=lambda epoch, _: 1.0 - epoch, **LOOSE)
+    assert edit.id == made[1].id
+    assert edit.report["selection"] == [1.0, 0.0, None]
+    assert edit.report["selected"] == 1
+    assert "destroys" in edit.report["refused"]
+    with pytest.raises(BadInput, match="destroys"):  # without a callback there is nothing else to return
+        erase.rece(pipe, "church", preserve=KEEP, epochs=1, **LOOSE)
+
+
+@pytest.mark.parametrize("method", ["rece", "mace"])
+def test_auto_finds_the_strongest_within_the_bound(method):
+    pipe = pipeline()
+    more = {"ridge": 1e-3, "eta": 0.1, "templates": 2} if method == "mace" else {"epochs": 1}
+    given = {"anchor": "a hut", "preserve": KEEP, **more, **LOOSE}
+    plain = getattr(erase, method)(pipe, "church", **given)
+    assert plain.report["strength"] == 1.0
+    bound = plain.report["damage"]["preserved"] / 3
+    edit = getattr(erase, method)(pipe, "church", strength="auto", max_damage=bound, **given)
+    assert 0.9 * bound < edit.report["damage"]["preserved"] <= bound * (1 + 1e-5)
+    more_of_it = 1.2 * edit.report["strength"]
+    assert getattr(erase, method)(pipe, "church", strength=more_of_it, **given).report["damage"]["preserved"] > bound
 
 
 @pytest.mark.parametrize("surrogate", ["output", "source", "both", "target"])
@@ -240,6 +276,8 @@ def test_mace_fuses_edits_into_one_that_each_prompt_meets_as_its_own():
 
 def test_mace_refuses_what_it_cannot_fuse():
     pipe = pipeline()
+    with pytest.raises(BadInput, match="bounds the refinement"):
+        erase.mace(pipe, "cat", anchor="a hut", preserve=WIDE, fuse={"cat": low_rank(pipe, 1)}, strength="auto")
     with pytest.raises(BadInput, match="one edit for each concept"):
         erase.mace(pipe, ["cat", "dog"], anchor="a hut", preserve=WIDE, fuse={"cat": low_rank(pipe, 1)})
     param = next(iter(keys_and_values(pipe)))
