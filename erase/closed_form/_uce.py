@@ -96,8 +96,9 @@ def uce(
             infinity for no check (ours).
         name: ``uce`` by default.
 
-    Returns an edit of deltas. Its ``report`` has ``condition``, ``rank`` and ``effective_rank`` of the system,
-    ``layers`` (relative change of each projection), ``damage`` and ``strength``.
+    Returns an edit of deltas. Its ``report`` has ``tokens`` (of SDXL also ``pooled``) with ``condition``, ``rank`` and
+    ``effective_rank`` of the system of these rows; ``layers`` (relative change of each projection), ``damage``,
+    ``collisions`` and ``strength``.
 
     Raises `BadInput` for an empty concept, a target equal to its source, a template without ``{}``, a singular system,
     and an edit that destroys everyday prompts.

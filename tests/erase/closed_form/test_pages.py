@@ -157,6 +157,9 @@ def test_speed_leaves_what_is_retained_exactly():
         assert np.linalg.norm(dense @ row) < 1e-5 * np.linalg.norm(dense) * np.linalg.norm(row)
         assert edit.report["free_tokens"][change.param] == 31
         assert edit.report["retained_tokens"][change.param] == 1
+    erased = embedding(pipe, "church")[end(pipe, "church") - 1]
+    inside = erased - row * (erased @ row) / (row @ row)  # the system is C1 C1^T inside the null space, and rho I
+    assert edit.report["tokens"]["condition"] == pytest.approx(inside @ inside + 1, rel=1e-6)
 
 
 def test_speed_retains_what_would_move_most_and_samples_around_it():
