@@ -30,7 +30,7 @@ row = registering(ROWS)
 PUBLISHED = {
     "rank": 1, "gate_rank": 16, "alpha": 1.0, "key_mode": "independent", "gate": "learned", "eta": 0.3,
     "anchor_weight": 1e5, "anchors": 32, "mix": True, "noise": 0.001, "stages": 5, "iterations": 450,
-    "first_iterations": 1800, "lr": 3e-5, "first_lr": 3e-4, "adversaries": 16, "adversary_weight": 1.0,
+    "first_iterations": 1800, "lr": 3e-5, "first_lr": 3e-4, "warm_up": 5, "adversaries": 16, "adversary_weight": 1.0,
     "adversary_iterations": 450, "adversary_lr": 0.01, "keep_adversaries": "latest", "seed": 0,
 }  # fmt: skip
 

@@ -218,6 +218,6 @@ def _settings(eta: float, hook: Hook, adversaries: int, iterations: int, lr: flo
     return Settings(
         rank=rank, gate_rank=hook.values["query"].shape[-1], alpha=float(rank), key_mode="independent", gate="learned",
         eta=eta, anchor_weight=0.0, anchors=1, mix=False, noise=0.0, stages=2, iterations=1, first_iterations=1, lr=1.0,
-        first_lr=1.0, adversaries=adversaries, adversary_weight=0.0, adversary_iterations=iterations, adversary_lr=lr,
-        keep_adversaries="latest", seed=seed,
+        first_lr=1.0, warm_up=0, adversaries=adversaries, adversary_weight=0.0, adversary_iterations=iterations,
+        adversary_lr=lr, keep_adversaries="latest", seed=seed,
     )  # fmt: skip

@@ -184,6 +184,7 @@ WORDS = {
     "stages": "turns of eraser and adversary",
     "first_iterations": "updates in the first stage",
     "first_lr": "learning rate in the first stage",
+    "warm_up": "iterations of a stage in which the eraser's learning rate rises",
     "adversaries": "embeddings that bring the concept back, learned after each stage; 0 for none",
     "adversary_weight": "weight of the attacked texts",
     "adversary_iterations": "updates of the adversaries after a stage",

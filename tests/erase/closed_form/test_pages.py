@@ -293,6 +293,26 @@ def test_mace_refuses_what_it_cannot_fuse():
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
+def test_a_rule_of_ones_own():
+    """CURE's projector on last subject tokens: what a phrase has alone is gone, what it shares with another stays."""
+    pipe = pipeline()
+
+    def rows(*texts):
+        return torch.from_numpy(np.stack([embedding(pipe, text)[end(pipe, text) - 1] for text in texts]))
+
+    forget, retain = rows("church", "bat"), rows(*KEEP[:3])
+    change = updates.projector(forget, retain, alpha=1e9)
+    deltas = [Delta(param, (weight.double() @ change).float()) for param, weight in keys_and_values(pipe).items()]
+    edit = make_edit(pipe, deltas, name="cure", method="my own", options={"alpha": 1e9})
+    own, shared = ((part.T @ torch.linalg.pinv(part.T)).numpy() for part in (forget, retain))
+    forget, retain = forget.T.numpy(), retain.T.numpy()
+    for param, weight in edited(pipe, edit).items():
+        plain = weights(pipe)[param]
+        assert close(weight @ forget, plain @ own @ shared @ forget, 1e-3)
+        assert close(weight @ retain, plain @ retain, 1e-3)
+        assert not close(weight @ forget, plain @ forget, 0.1)
+
+
 @pytest.mark.parametrize("method", ["rece", "speed", "oce", "mace"])
 def test_each_reports_its_system_and_handles_sdxls_pooled_text(method):
     pipe, more = pipeline("sdxl"), {"ridge": 1e-3} if method == "mace" else {}

@@ -36,7 +36,7 @@ def settings(**options):
     defaults = {
         "rank": 2, "gate_rank": 3, "alpha": 1.0, "key_mode": "independent", "gate": "learned", "eta": 0.3,
         "anchor_weight": 10.0, "anchors": 3, "mix": True, "noise": 0.001, "stages": 2, "iterations": 3,
-        "first_iterations": 3, "lr": 1e-3, "first_lr": 1e-2, "adversaries": 2, "adversary_weight": 1.0,
+        "first_iterations": 3, "lr": 1e-3, "first_lr": 1e-2, "warm_up": 5, "adversaries": 2, "adversary_weight": 1.0,
         "adversary_iterations": 3, "adversary_lr": 0.01, "keep_adversaries": "latest", "seed": 0,
     }  # fmt: skip
     return Settings(**defaults | options)
@@ -151,6 +151,7 @@ def test_the_learning_rate_warms_up_and_restarts():
     assert rates[55] == pytest.approx(1.0)
     assert rates[54] < 0.01
     assert rates[30] == pytest.approx(0.5)
+    assert cosine(0, 105, warm_up=0, cycles=1) == 1.0
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
@@ -297,6 +298,7 @@ def test_a_folder_of_something_else_is_kept(tmp_path):
         ({"anchor_weight": 0.0}, lambda v: True),
         ({"mix": False, "noise": 0.0}, lambda v: True),
         ({"adversaries": 0}, lambda v: True),
+        ({"warm_up": 0}, lambda v: True),
     ],
 )
 def test_options(pipe, options, check):
@@ -406,6 +408,7 @@ def test_only_the_nearest_anchors_take_part(pipe, monkeypatch):
         ({"anchor": "The church"}, r"the concept itself.*'church'"),
         ({"templates": ["a photo"]}, "template"),
         ({"rank": 0}, "rank must be at least 1"),
+        ({"warm_up": -1}, "warm_up cannot be negative"),
         ({"lr": math.nan}, "lr must be positive"),
         ({"anchor_weight": -1.0}, "anchor_weight"),
         ({"threshold": 1.5}, "openness"),
