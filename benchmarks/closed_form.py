@@ -100,8 +100,8 @@ def vectorised_by_layer(folder: Path) -> list[dict[str, Any]]:
 
 @row
 def hundred_concepts(folder: Path) -> list[dict[str, Any]]:
-    """`erase.uce` of 100 phrases at SD 1.5's size, with a preserve cache; the text encoder is narrow in depth."""
-    pipe = sd15()
+    """`erase.uce` of 100 phrases at SD 1.5's size, 77 positions, with a preserve cache; the text encoder is shallow."""
+    pipe = sd15(TOKENS)
     cache = erase.preserve_cache(pipe, [f"a thing {i}" for i in range(PROMPTS)])
     names = [f"name {i}" for i in range(100)]
     taken = []
@@ -117,7 +117,7 @@ def hundred_concepts(folder: Path) -> list[dict[str, Any]]:
 @row
 def preserve_cache(folder: Path) -> list[dict[str, Any]]:
     """The file of a preserve cache at SD 1.5's size; published caches hold a pair of matrices for each projection."""
-    cache = erase.preserve_cache(sd15(), [f"a thing {i}" for i in range(8)])
+    cache = erase.preserve_cache(sd15(TOKENS), [f"a thing {i}" for i in range(8)])
     size = cache.save(folder / "cache.safetensors").stat().st_size
     pairs = 4 * sum(2 * (n * WIDTH + WIDTH * WIDTH) for n in OUTPUTS)
     return [{"value": size / 1e6, "low": float("nan"), "high": float("nan"), "unit": "MB", "n": 1, "bar": "2.4",
