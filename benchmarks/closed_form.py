@@ -100,8 +100,8 @@ def vectorised_by_layer(folder: Path) -> list[dict[str, Any]]:
 
 @row
 def hundred_concepts(folder: Path) -> list[dict[str, Any]]:
-    """`erase.uce` of 100 phrases at SD 1.5's size, with a preserve cache; the text encoder is narrow in depth."""
-    pipe = sd15()
+    """`erase.uce` of 100 phrases at SD 1.5's size, 77 positions, with a preserve cache; the text encoder is shallow."""
+    pipe = sd15(TOKENS)
     cache = erase.preserve_cache(pipe, [f"a thing {i}" for i in range(PROMPTS)])
     names = [f"name {i}" for i in range(100)]
     taken = []
@@ -117,7 +117,7 @@ def hundred_concepts(folder: Path) -> list[dict[str, Any]]:
 @row
 def preserve_cache(folder: Path) -> list[dict[str, Any]]:
     """The file of a preserve cache at SD 1.5's size; published caches hold a pair of matrices for each projection."""
-    cache = erase.preserve_cache(sd15(), [f"a thing {i}" for i in range(8)])
+    cache = erase.preserve_cache(sd15(TOKENS), [f"a thing {i}" for i in range(8)])
     size = cache.save(folder / "cache.safetensors").stat().st_size
     pairs = 4 * sum(2 * (n * WIDTH + WIDTH * WIDTH) for n in OUTPUTS)
     return [{"value": size / 1e6, "low": float("nan"), "high": float("nan"), "unit": "MB", "n": 1, "bar": "2.4",
@@ -127,26 +127,33 @@ def preserve_cache(folder: Path) -> list[dict[str, Any]]:
 @row
 def rows_of_an_iteration(folder: Path) -> list[dict[str, Any]]:
     """UNet rows of a TRCE (V) iteration with references recomputed (3 + 4, and 6 with gradients) over those counted."""
-    pipe, seen = tiny_pipeline(), []
-    draws = Draws.of(trajectories=1, retained=1, iterations=1, batch=1, kept=4, early=2, steps=4, seed=0)
-    points = steering_points(pipe, [Pair("a cat", "a hut")], draws, steps=4, scale=3.0, beta=15.0, shifted=False,
-                             advance=lambda n: None)  # fmt: skip
+    pipe, seen, cats = tiny_pipeline(), [], 5
+    draws = Draws.of(trajectories=cats, retained=2, iterations=3 * cats, batch=1, kept=4, early=1, steps=1, seed=0)
     hook = pipe.unet.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    # at the first step nothing is denoised: all rows before the training are references
+    points = steering_points(pipe, [Pair("a cat", "a hut")] * cats, draws, steps=1, scale=3.0, beta=15.0, shifted=False,
+                             advance=lambda n: None)  # fmt: skip
+    references, here = sum(seen), len(seen)
     steering_loss(pipe, points, 0.01, 100.0)(0)
     hook.remove()
-    return [{"value": (3 + 4 + 6) / sum(seen), "low": float("nan"), "high": float("nan"), "unit": "ratio", "n": 1,
-             "bar": "at least 2", "note": f"{sum(seen)} rows in {len(seen)} call"}]  # fmt: skip
+    rows, whole = sum(seen[here:]), sum(seen[here:]) + references / (3 * cats)
+    exact = {"low": float("nan"), "high": float("nan"), "unit": "ratio", "n": 1}
+    return [
+        exact | {"value": 13 / rows, "bar": "at least 2", "note": f"{rows} rows in {len(seen) - here} call"},
+        exact | {"value": 13 / whole, "bar": "", "note": f"{whole:.1f} rows",
+                 "what": "The same, and the references' own rows shared among the three epochs that use them."},
+    ]  # fmt: skip
 
 
 @row
 def steering_cache(folder: Path) -> list[dict[str, Any]]:
-    """Memory of the points of TRCE (V) at SD size: 100 erased, 400 kept trajectories, 3 epochs, 4 kept an iteration."""
+    """Memory of the points of TRCE (V) at SD size: 100 erased, 400 kept trajectories, any epochs, 4 kept a draw."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, 4, 64, 64, device="meta")
 
-    one, four, none = empty(300, 1), empty(300, 4), torch.empty(0)
-    size = SteeringPoints(one, none, [], one, one, four, none, four, (512, 512)).nbytes
+    one, four, none = empty(100), empty(400), torch.empty(0)
+    size = SteeringPoints(one, none, [], one, one, none, four, none, four, none, (512, 512)).nbytes
     return [{"value": size / 1e6, "low": float("nan"), "high": float("nan"), "unit": "MB", "n": 1, "bar": "below 1000",
              "note": "x_t and references of the draws alone"}]  # fmt: skip
 

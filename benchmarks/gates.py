@@ -25,12 +25,13 @@ from erase.gated._settings import Settings
 
 ROWS: Rows = {}
 row = registering(ROWS)
+TOKENS = 77
 
 #: Published settings for characters; how long stages are does not matter here.
 PUBLISHED = {
     "rank": 1, "gate_rank": 16, "alpha": 1.0, "key_mode": "independent", "gate": "learned", "eta": 0.3,
     "anchor_weight": 1e5, "anchors": 32, "mix": True, "noise": 0.001, "stages": 5, "iterations": 450,
-    "first_iterations": 1800, "lr": 3e-5, "first_lr": 3e-4, "adversaries": 16, "adversary_weight": 1.0,
+    "first_iterations": 1800, "lr": 3e-5, "first_lr": 3e-4, "warm_up": 5, "adversaries": 16, "adversary_weight": 1.0,
     "adversary_iterations": 450, "adversary_lr": 0.01, "keep_adversaries": "latest", "seed": 0,
 }  # fmt: skip
 
@@ -48,7 +49,7 @@ def gates(pipe: Any, concepts: int) -> Any:
 
 
 def inference(concepts: int, pairs: int = 5) -> list[dict[str, Any]]:
-    pipe, size = sd15(), {"height": 64, "width": 64}
+    pipe, size = sd15(TOKENS), {"height": 64, "width": 64}
     edit = gates(pipe, concepts)
 
     def gated(_out: Path) -> None:
@@ -90,13 +91,13 @@ def training_embedded(folder: Path) -> list[dict[str, Any]]:
 @row
 def training_sd14(folder: Path) -> list[dict[str, Any]]:
     """An iteration that computes unedited and edited projections anew over one of ours, SD 1.4 size, 16 adversaries."""
-    pipe, how = sd15(), Settings(**PUBLISHED | {"first_iterations": 2, "stages": 1})
+    pipe, how = sd15(TOKENS), Settings(**PUBLISHED | {"first_iterations": 2, "stages": 1})
     projections = projections_of(pipe)
     generator = torch.Generator().manual_seed(0)
-    d, tokens = projections.width, 77
+    d = projections.width
 
     def texts(rows: int) -> torch.Tensor:
-        return torch.randn(rows, tokens, d, generator=generator)
+        return torch.randn(rows, TOKENS, d, generator=generator)
 
     lesson = learning.Lesson("x", texts(4), texts(4), texts(64), texts(1))
     adversaries = 0.01 * texts(how.adversaries)

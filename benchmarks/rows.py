@@ -67,15 +67,20 @@ def ratio(taken: np.ndarray, seed: int = 0) -> dict[str, Any]:
     return {"value": np.median(ratios), "low": low, "high": high, "unit": "ratio", "n": len(ratios), "note": seconds}
 
 
-def sd15() -> Any:
-    """A pipeline with SD 1.5's UNet at full size and float32, random weights; a tiny text encoder and autoencoder."""
+def sd15(tokens: int = 32) -> Any:
+    """A pipeline with SD 1.5's UNet at full size and float32, random weights; a tiny text encoder and autoencoder.
+
+    ``tokens``: positions of a text. SD has 77; the tiny tokenizer's 32 are enough where texts are not what is measured.
+    """
     from diffusers import UNet2DConditionModel
 
     from probe.testing._published import text_encoder
 
     pipe, config = tiny_pipeline(), published_config("sd15")
     torch.manual_seed(0)
-    text = pipe.text_encoder.config.to_dict() | {"hidden_size": config["cross_attention_dim"]}
+    size = {"hidden_size": config["cross_attention_dim"], "max_position_embeddings": tokens}
+    text = pipe.text_encoder.config.to_dict() | size
+    pipe.tokenizer.model_max_length = tokens
     pipe.text_encoder = text_encoder("text_encoder", **text)
     pipe.unet = UNet2DConditionModel(**config).eval()
     return pipe

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from probe import Concept, concepts
 from probe.errors import BadInput
+
+logger = logging.getLogger(__name__)
 
 ARTICLE = re.compile(r"^(an?|the)\s+", re.IGNORECASE)
 
@@ -69,6 +72,22 @@ def without(phrases: Iterable[str], texts: Iterable[str]) -> list[str]:
     """The texts that hold none of the phrases as whole words."""
     found = finders(phrases).values()
     return [text for text in texts if not any(whole.search(text) for whole in found)]
+
+
+def warn_of_collisions(phrases: Iterable[str], kept: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs (erased phrase, preserved text) in which the text holds the phrase as whole words; they are logged."""
+    lower = [(text, text.lower()) for text in kept]  # a first look: there may be 100 phrases and 30,000 texts
+    found = [
+        (phrase, text)
+        for phrase, whole in finders(phrases).items()
+        for text, small in lower
+        if phrase.lower() in small and whole.search(text)
+    ]
+    for phrase, text in found[:5]:
+        logger.warning("%r is erased and preserved at once, in %r", phrase, text)
+    if len(found) > 5:
+        logger.warning("and %d more pairs of an erased phrase and a preserved text that contains it", len(found) - 5)
+    return found
 
 
 def prompts_of(items: Iterable[Concept | str], each: int | None = None) -> list[str]:

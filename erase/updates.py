@@ -72,17 +72,19 @@ def rotation(
     *,
     scale: float = 1.0,
     transposed: bool = False,
+    proper: bool = False,
 ) -> Float64[Tensor, "o o"]:
-    """OCE's P = U V^T from the singular vectors of M = -scale R (I - R*) + kept; P^T P = I, det P = 1.
+    """OCE's P = U V^T from the singular vectors of M = -scale R (I - R*) + kept; P^T P = I.
 
     R = ``erased erased^T`` and R* = ``guide guide^T`` project on the erased and the wanted outputs. With ``transposed``
     the first term is -scale (I - R*) R. That one follows from asking that P turns every output g in R away from its
-    part outside R*, sum <P g, (I - R*) g>: the published form asks it of P^T (ours).
+    part outside R*, sum <P g, (I - R*) g>: the published form asks it of P^T (ours). P may be a reflection; ``proper``
+    makes it a rotation, det P = 1, by the least singular direction (ours).
     """
     push = erased @ erased.T
     push = push - (push @ guide) @ guide.T
     left, _, right = torch.linalg.svd(-scale * (push.T if transposed else push) + kept)
-    if torch.linalg.det(left @ right) < 0:  # the least singular direction pays for a proper rotation
+    if proper and torch.linalg.det(left @ right) < 0:
         left = torch.cat([left[:, :-1], -left[:, -1:]], dim=1)
     return left @ right
 

@@ -185,5 +185,5 @@ def preserve_cache(
             texts += prompts_of(_preserved(given, known))
     cache = erase.preserve_cache(task.pipeline(), texts, **task.config)
     cache.save(task.out, force=task.force)
-    document = {"cache": task.out, "id": cache.id, "texts": cache.texts, "rows": cache.rows}
-    return task.result(document, f"{task.out}: {cache.rows} rows of {cache.texts} texts, {cache.id}")
+    document = {"cache": task.out, "id": cache.id, "texts": len(cache.texts), "rows": cache.rows}
+    return task.result(document, f"{task.out}: {cache.rows} rows of {len(cache.texts)} texts, {cache.id}")

@@ -20,7 +20,7 @@ from probe._options import validated
 from probe.errors import BadInput, StoreDamaged
 from probe.provenance import fingerprint, stamp
 
-VERSION = 1
+VERSION = 2
 _TEXT = ("text_encoder", "text_encoder_2")
 
 
@@ -29,7 +29,7 @@ class PreserveCache:
     """Sums over the rows r of preserved texts: what closed-form erasers need of them, whatever is erased.
 
     - ``gram`` (d d): sum r r^T over ``rows`` rows, float64; ``pooled`` (p p) the same over SDXL's pooled embeddings
-    - ``texts``: how many texts these are; ``tokens``: the selectors that chose their positions
+    - ``texts``: what is preserved, in its order; ``tokens``: the selectors that chose the positions
     - ``id``: hash of texts, selectors and text encoders; a cache of other encoders is refused
 
     One matrix serves every projection of every layer, because they all read the same rows: 2.4 MB at SD 1.x size.
@@ -38,7 +38,7 @@ class PreserveCache:
     gram: Tensor
     rows: int
     pooled: Tensor | None
-    texts: int
+    texts: tuple[str, ...]
     tokens: tuple[str, ...]
     provenance: dict[str, Any]
 
@@ -61,7 +61,7 @@ class PreserveCache:
         tensors = {"gram": _triangle(self.gram)}
         if self.pooled is not None:
             tensors["pooled"] = _triangle(self.pooled)
-        about = {"rows": self.rows, "texts": self.texts, "tokens": list(self.tokens), "provenance": self.provenance}
+        about = {"rows": self.rows, "texts": self.texts, "tokens": self.tokens, "provenance": self.provenance}
         header = {"format": "pt", "preserve_cache": str(VERSION), "about": json.dumps(about)}
         with written_whole(path, replace=force) as partial:
             save_file(tensors, partial, metadata=header)
@@ -80,11 +80,12 @@ class PreserveCache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError) as error:
             raise StoreDamaged("the preserve cache cannot be read", given=f"{path}: {error}") from None
-        if int(header.get("preserve_cache", 0)) not in range(1, VERSION + 1):
-            raise BadInput("this file is no preserve cache", given=str(path))
+        if (version := header.get("preserve_cache")) != str(VERSION):
+            what = "no preserve cache" if version is None else f"a preserve cache of version {version}"
+            raise BadInput(f"this file is {what}", given=str(path), fix="erase.preserve_cache(...).save(path)")
         about = json.loads(header["about"])
         pooled = _square(tensors["pooled"]) if "pooled" in tensors else None
-        return cls(_square(tensors["gram"]), about["rows"], pooled, about["texts"], tuple(about["tokens"]),
+        return cls(_square(tensors["gram"]), about["rows"], pooled, tuple(about["texts"]), tuple(about["tokens"]),
                    about["provenance"])  # fmt: skip
 
 
@@ -111,11 +112,26 @@ def preserve_cache(pipe: Any, prompts: Sequence[str], *, tokens: str | tuple[str
         if whole is not None:
             pooled = outer(whole, whole) if pooled is None else pooled + outer(whole, whole)
     assert gram is not None
+    return PreserveCache(gram, rows, pooled, tuple(texts), chosen, stamp(_identity(pipe, texts, chosen)))
+
+
+def with_texts(pipe: Any, cache: PreserveCache, prompts: Sequence[str]) -> PreserveCache:
+    """The cache of its own texts and of those ``prompts`` that are not among them."""
+    missing = [prompt for prompt in prompts if prompt not in cache.texts]
+    if not missing:
+        return cache
+    more = preserve_cache(pipe, missing, tokens=cache.tokens)
+    pooled = None if cache.pooled is None or more.pooled is None else cache.pooled + more.pooled
+    texts = (*cache.texts, *more.texts)
+    provenance = stamp(_identity(pipe, texts, cache.tokens))
+    return PreserveCache(cache.gram + more.gram, cache.rows + more.rows, pooled, texts, cache.tokens, provenance)
+
+
+def _identity(pipe: Any, texts: Sequence[str], tokens: Sequence[str]) -> dict[str, Any]:
     known = [name for name in _TEXT if getattr(pipe, name, None) is not None]
     digest = hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
-    identity = {"kind": "preserve_cache", "texts": {"n": len(texts), "sha256": digest}, "tokens": list(chosen),
-                "model": fingerprint(pipe).to_json(known)}  # fmt: skip
-    return PreserveCache(gram, rows, pooled, len(texts), chosen, stamp(identity))
+    return {"kind": "preserve_cache", "texts": {"n": len(texts), "sha256": digest}, "tokens": list(tokens),
+            "model": fingerprint(pipe).to_json(known)}  # fmt: skip
 
 
 def _triangle(matrix: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ def uce_debias(
         W c + sum_j step (g_j - r_j) ||W c|| W a_j / ||W a_j||       norms over all rows of a prompt
 
     by the ridge problem of `erase.uce`. A concept whose shares are all within ``tolerance`` is preserved from then on.
+    This is the loop of the paper's code; that of the authors' rewrite is not here (docs/methods/closed_form.md).
 
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.
@@ -73,7 +74,7 @@ def uce_debias(
         ratios: label -> wanted share; equal shares unless given.
         preserve: as in `erase.uce`.
         templates: texts around phrases.
-        rounds: at most so many.
+        rounds: at most so many; the pictures are measured once more than that.
         tolerance: largest difference of a share that needs no change.
         step: see above; 0.1 as published.
         pictures: of every prompt and round.
@@ -84,8 +85,8 @@ def uce_debias(
         progress: True, False or a function of (done, total) rounds.
         name: ``uce_debias`` by default.
 
-    Returns an edit of deltas. Its ``report`` has, besides that of `erase.uce`, ``rounds``: for each the shares of every
-    concept, as measured before the round's change; the last is that of the edit.
+    Returns an edit of deltas. Its ``report`` has, besides that of `erase.uce`, ``rounds``: the shares of every concept
+    as measured before each round's change, and last those of the edit.
 
     Raises `BadInput` for fewer than two attributes, ratios that do not add up to 1, or no change to make;
     `UnknownName` for a label that the judge does not know.
@@ -107,7 +108,7 @@ def uce_debias(
     state = _State(pipe, rows, projections(pipe, layers, pooled="pooled" in rows))
     history: list[dict[str, list[float]]] = []
     with progress_bar(progress, rounds, "rounds") as advance:
-        for _ in range(rounds):
+        for made in range(rounds + 1):
             seen = {
                 concept: _shares(pipe, state.edit(), texts, found_judge, list(attributes), pictures=pictures, seed=seed,
                                  steps=steps, guidance=guidance, batch_size=batch_size)
@@ -116,7 +117,7 @@ def uce_debias(
             history.append({concept: shares.tolist() for concept, shares in seen.items()})
             off = {concept: wanted - shares for concept, shares in seen.items()}
             state.active = [bool(np.abs(off[concept]).max() >= tolerance) for concept in prompts]
-            if not any(state.active):
+            if made == rounds or not any(state.active):
                 break
             state.round(torch.from_numpy(np.array(list(off.values()))) * step, kept, erase_scale, preserve_scale, ridge)
             advance(1)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from erase._changes import Delta
-from erase._concepts import without
+from erase._concepts import warn_of_collisions, without
 from erase._edit import Edit, make_edit
 from erase._places import locate
 from erase.closed_form._preserve import Kept
-from erase.closed_form._targets import warn_of_collisions
 from erase.closed_form._texts import kept_rows
 from erase.gram import change_of_output, outer
 from probe import compat, sites

@@ -41,6 +41,8 @@ def mace(
     fuse_ridge: float = 0.0,
     layers: Literal["kv", "k", "v"] = "kv",
     pooled: Literal["edit", "leave"] = "edit",
+    strength: float | Literal["auto"] = 1.0,
+    max_damage: float = 0.1,
     singular: Literal["error", "minimum_norm"] = "error",
     collapse: float = 0.5,
     name: str | None = None,
@@ -69,14 +71,17 @@ def mace(
         fuse: concept name -> edit on keys and values; None for refinement alone.
         fuse_eta, fuse_ridge: as ``eta`` and ``ridge``, in the fusion.
         layers, pooled, singular, collapse: as in `erase.uce`.
+        strength, max_damage: as in `erase.uce`, of the refinement.
         name: ``mace`` by default.
 
     Returns an edit of deltas with a report as `erase.uce`; ``fusion`` describes the system of the fusion.
 
-    Raises `BadInput` as `erase.uce`, for a fusion that lacks a concept, and for an edit that does more than add to keys
-    and values.
+    Raises `BadInput` as `erase.uce`, for a fusion that lacks a concept or has ``strength="auto"``, and for an edit that
+    does more than add to keys and values.
     """
     not_negative(eta=eta, ridge=ridge, fuse_eta=fuse_eta, fuse_ridge=fuse_ridge)
+    if fuse is not None and strength == "auto":
+        raise BadInput("strength='auto' bounds the refinement, not what fused edits do", fix="a number, or fuse=None")
     targets = targets_of(concepts, anchor, otherwise="")
     found = [augmentation_of(target, augment) for target in targets]
     pairs = [pair for i, one in enumerate(found) for pair in one.texts(synonyms, templates, i)]
@@ -88,7 +93,7 @@ def mace(
             gram = None if kept is None else kept.gram(family)
             mean = None if gram is None else eta * gram[0] / gram[1]
             problems[family] = Problem(rows.weighted(1 / len(rows)), mean, ridge)
-    refined = solved(pipe, problems, kept, Request(singular=singular, layers=layers))
+    refined = solved(pipe, problems, kept, Request(strength, max_damage, singular, layers))
     if fuse is not None:
         _check_fused(fuse, [target.name for target in targets])
         refined = _fused(pipe, refined, pairs, [fuse[target.name] for target in targets], kept, fuse_eta, fuse_ridge,
@@ -105,6 +110,8 @@ def mace(
         "fuse_ridge": None if fuse is None else fuse_ridge,
         "layers": layers,
         "pooled": pooled,
+        "strength": strength,
+        "max_damage": max_damage if strength == "auto" else None,
         "singular": singular,
     }
     erased = [erase for one in found for erase, *_ in one.pairs[:synonyms]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from erase._concepts import preserved, prompts_of, without
 from erase._edit import Edit
 from erase.closed_form._cache import PreserveCache
 from erase.closed_form._fit import Solved, finished
-from erase.closed_form._preserve import kept_of
+from erase.closed_form._preserve import kept_of, opened
 from erase.closed_form._ridge import Problem, not_negative, positive
 from erase.closed_form._ridge import described as described_system
 from erase.closed_form._targets import Target, described, targets_of
@@ -38,6 +37,7 @@ def oce(
     prior_scale: float = 0.5,
     ridge: float = 1.5,
     erase_term: Literal["paper", "transposed"] = "paper",
+    proper: bool = False,
     layers: Literal["v", "kv", "k"] = "v",
     pooled: Literal["edit", "leave"] = "edit",
     collapse: float = 0.5,
@@ -50,17 +50,19 @@ def oce(
 
         M = - erase R (I - R*) + W (prior K0 + preserve sum r r^T + ridge I) W^T = U S V^T,   P = U V^T
 
-    P is orthogonal, so W'^T W' = W^T W: lengths and angles of all outputs stay.
+    P, a rotation or a reflection, is orthogonal, so W'^T W' = W^T W: lengths and angles of all outputs stay.
 
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.
         concepts, anchor, preserve: as in `erase.uce`; what is preserved counts by name.
-        prior_prompts: prompts, or a `PreserveCache`, for K0: [SoT], words and [EoT] of each (30,000 captions in the
-            paper); the explicit tuning prompts of what is preserved by default, () for none.
+        prior_prompts: prompts, or a `PreserveCache` of ``unpadded`` rows, for K0: [SoT], words and [EoT] of each
+            (30,000 captions in the paper); by default the explicit tuning prompts of what is preserved, or the texts of
+            its cache; () for none.
         tokens: selectors of the rows of phrases, anchors and preserved texts.
         erase_scale, preserve_scale, prior_scale, ridge: as released.
         erase_term: ``transposed``: (I - R*) R, which asks of P what the published term asks of P^T (ours;
             `erase.updates.rotation`).
+        proper: det P = 1 at the price of the least singular direction (ours).
         layers: values, as released.
         pooled, collapse: as in `erase.uce`.
         name: ``oce`` by default.
@@ -74,7 +76,7 @@ def oce(
     targets = targets_of(concepts, anchor)
     kept = kept_of(pipe, preserve, targets, tokens, form="names")
     if prior_prompts is None:
-        prior_prompts = () if isinstance(preserve, PreserveCache | str | Path) else _prompts(preserve, targets)
+        prior_prompts = _prompts(opened(preserve), targets)
     before = kept_of(pipe, prior_prompts, targets, "unpadded", form="prompts")
     families = dict(zip(("tokens", "pooled"), rows_of(pipe, phrase_pairs(targets, ("{}",)), tokens), strict=True))
     found = Solved({})
@@ -86,7 +88,7 @@ def oce(
             total = total + prior_scale * gram[0] / gram[1]
         if kept is not None and (gram := kept.gram(family)) is not None:
             total = total + preserve_scale * gram[0]
-        found.updates[family] = _Rotation(rows, ridged(total, ridge), erase_scale, erase_term == "transposed")
+        found.updates[family] = _Rotation(rows, ridged(total, ridge), erase_scale, erase_term == "transposed", proper)
         found.systems[family] = described_system(System(ridged(total, ridge)), Problem(rows, None, ridge))
     options = {
         **described(targets),
@@ -97,6 +99,7 @@ def oce(
         "prior_scale": prior_scale,
         "ridge": ridge,
         "erase_term": erase_term,
+        "proper": proper,
         "layers": layers,
         "pooled": pooled,
     }
@@ -107,6 +110,8 @@ def oce(
 
 def _prompts(preserve: Any, targets: list[Target]) -> list[str]:
     """The explicit tuning prompts of what is preserved; by default less those that name what is erased."""
+    if isinstance(preserve, PreserveCache):
+        return list(preserve.texts)
     found = prompts_of(preserved(preserve, [target.given for target in targets]))
     return without([phrase for target in targets for phrase in target.phrases], found) if preserve is None else found
 
@@ -119,12 +124,12 @@ class _Rotation:
     kept: Tensor
     scale: float
     transposed: bool
+    proper: bool
 
     def change(self, param: str, weight: Tensor) -> Tensor:
         """For one projection W (o d)."""
         erased = updates.span(weight @ self.rows.sources.T)
         guide = updates.span(weight @ self.rows.targets.T)
-        turn = updates.rotation(
-            erased, guide, weight @ self.kept @ weight.T, scale=self.scale, transposed=self.transposed
-        )
+        kept = weight @ self.kept @ weight.T
+        turn = updates.rotation(erased, guide, kept, scale=self.scale, transposed=self.transposed, proper=self.proper)
         return turn @ weight - weight

@@ -1,12 +1,14 @@
 """The points of TRCE's second stage: x_t of early denoising with what the untouched model says there, drawn once.
 
-All (trajectory, step) draws of a training are made before it. A denoising then runs no further than its last draw, and
-of each only the drawn x_t are kept: at SD 1.x size 200 kB a draw with both targets.
+All (trajectory, step) draws of a training are made before it, and every epoch visits the same ones: the reference is
+asked once. A denoising runs no further than its last draw, and of each only the drawn x_t are kept: at SD 1.x size
+200 kB a draw with both targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +31,20 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Draws:
-    """Which trajectory and step each iteration sees: for erasing (i b), for keeping (i k); and the noise of each.
+    """The points that are drawn, (trajectory, step) each, and which of them every iteration sees.
 
-    ``offsets`` (i k) in [0, 1) place the released code's redrawn timesteps between two steps.
+    - ``rows``, ``steps`` (p,): points to erase at; ``kept_rows``, ``kept_steps`` (q,): points to keep
+    - ``order`` (i b) and ``kept_order`` (i k): the points of each iteration
+    - ``noises``, ``kept_noises``: the seed of each trajectory
+    - ``offsets`` (q,) in [0, 1) place the released code's redrawn timesteps between two steps
     """
 
     rows: Tensor
     steps: Tensor
+    order: Tensor
     kept_rows: Tensor
     kept_steps: Tensor
+    kept_order: Tensor
     offsets: Tensor
     noises: list[int]
     kept_noises: list[int]
@@ -54,38 +61,57 @@ class Draws:
         early: int,
         steps: int,
         seed: int,
+        redrawn: bool = False,
     ) -> Draws:
-        """Epoch by epoch every erased trajectory once in random order; kept ones and all steps uniformly."""
+        """One step of each erased trajectory, and as many kept points as an epoch takes, uniformly.
+
+        Every epoch visits all of them in a random order. ``redrawn`` draws a step and kept points for every visit.
+        """
         drawn = stream(seed, "trce: draws")
-        epochs = -(-iterations * batch // trajectories)
-        order = torch.cat([torch.randperm(trajectories, generator=drawn) for _ in range(epochs)])
-        shape, kept_shape = (iterations, batch), (iterations, kept)
+        visits, kept_visits = iterations * batch, iterations * kept
+        rows = order = _passes(trajectories, visits, drawn)
+        points, kept_points = visits, kept_visits
+        if redrawn:
+            order = torch.arange(visits)
+        else:
+            rows, points = torch.arange(trajectories), trajectories
+            kept_points = min(kept_visits, kept * -(-trajectories // batch))
         return cls(
-            rows=order[: iterations * batch].reshape(shape),
-            steps=torch.randint(early, shape, generator=drawn),
-            kept_rows=torch.randint(retained, kept_shape, generator=drawn),
-            kept_steps=torch.randint(steps, kept_shape, generator=drawn),
-            offsets=torch.rand(kept_shape, generator=drawn, dtype=torch.float64),
+            rows=rows,
+            steps=torch.randint(early, (points,), generator=drawn),
+            order=order.reshape(iterations, batch),
+            kept_rows=torch.randint(retained, (kept_points,), generator=drawn),
+            kept_steps=torch.randint(steps, (kept_points,), generator=drawn),
+            offsets=torch.rand((kept_points,), generator=drawn, dtype=torch.float64),
             noises=torch.randint(2**31, (trajectories,), generator=drawn).tolist(),
             kept_noises=torch.randint(2**31, (retained,), generator=drawn).tolist(),
+            kept_order=_passes(kept_points, kept_visits, drawn).reshape(iterations, kept),
         )
+
+
+def _passes(n: int, visits: int, drawn: torch.Generator) -> Tensor:
+    """``n`` things again and again, each time in another order: the first ``visits`` of that."""
+    return torch.cat([torch.randperm(n, generator=drawn) for _ in range(-(-visits // n))])[:visits]
 
 
 @dataclass(frozen=True)
 class SteeringPoints:
-    """Everything that a training reads, by iteration i: erased points (i b c y x) and kept ones (i k c y x).
+    """Everything that a training reads: erased points (p c y x), kept ones (q c y x), and the `Draws` that order them.
 
-    ``texts[i][b]`` is the erased prompt; ``safe`` and ``unsafe`` its targets, ``kept_noise`` the prediction to keep.
+    ``texts`` holds the erased prompt of each point; ``safe`` and ``unsafe`` its targets, ``kept_noise`` the prediction
+    to keep.
     """
 
     x: Tensor
     timesteps: Tensor
-    texts: list[list[str]]
+    texts: list[str]
     safe: Tensor
     unsafe: Tensor
+    order: Tensor
     kept_x: Tensor
     kept_timesteps: Tensor
     kept_noise: Tensor
+    kept_order: Tensor
     size: tuple[int, int]
 
     @property
@@ -136,9 +162,8 @@ def steering_points(
         width = int(times[0] - times[1]) if len(times) > 1 else 1
         last = len(pipe.scheduler.alphas_cumprod) - 1
         kept_timesteps = (kept_timesteps + (draws.offsets * width).long()).clamp(max=last)
-    told = [[pairs[row].source for row in rows] for rows in draws.rows.tolist()]
-    safe_told = [[pairs[row].target for row in rows] for rows in draws.rows.tolist()]
-    shape = x.shape
+    told = [pairs[row].source for row in draws.rows.tolist()]
+    safe_told = [pairs[row].target for row in draws.rows.tolist()]
 
     def noise(at: Tensor, when: Tensor, asked: Sequence[str]) -> Tensor:
         return torch.cat([
@@ -146,21 +171,15 @@ def steering_points(
             for part in _parts(len(asked))
         ])  # fmt: skip
 
-    flat, when = x.flatten(0, 1), timesteps.flatten()
     with torch.no_grad():
-        nothing = noise(flat, when, [""] * len(flat))
-        unsafe = steering.enhanced(nothing, noise(flat, when, _flat(told)), beta)
-        safe = steering.enhanced(nothing, noise(flat, when, _flat(safe_told)), beta)
-        blank = [""] * kept_timesteps.numel()
-        if kept_by is None:
-            kept = noise(kept_x.flatten(0, 1), kept_timesteps.flatten(), blank)
-        else:
-            with kept_by.applied(pipe):
-                kept = noise(kept_x.flatten(0, 1), kept_timesteps.flatten(), blank)
+        nothing = noise(x, timesteps, [""] * len(x))
+        unsafe = steering.enhanced(nothing, noise(x, timesteps, told), beta)
+        safe = steering.enhanced(nothing, noise(x, timesteps, safe_told), beta)
+        with nullcontext() if kept_by is None else kept_by.applied(pipe):
+            kept = noise(kept_x, kept_timesteps, [""] * len(kept_x))
     return SteeringPoints(
-        x, timesteps, told, safe.reshape(shape), unsafe.reshape(shape), kept_x, kept_timesteps,
-        kept.reshape(kept_x.shape), size,
-    )  # fmt: skip
+        x, timesteps, told, safe, unsafe, draws.order, kept_x, kept_timesteps, kept, draws.kept_order, size
+    )
 
 
 def _visited(
@@ -174,12 +193,12 @@ def _visited(
     size: tuple[int, int],
     advance: Callable[[int], object],
 ) -> Tensor:
-    """x_t (i b c y x) at chosen steps (i b) of chosen trajectories (i b); step n is what the n-th UNet call is given.
+    """x_t (p c y x) at chosen steps (p,) of chosen trajectories (p,); step n is what the n-th UNet call is given.
 
     Every trajectory has its own noise from its own seed, and runs to the last step that is asked of its batch.
     """
     shape = (pipe.unet.config.in_channels, *latent_size(pipe, size))
-    found = torch.empty(*rows.shape, *shape)
+    found = torch.empty(len(rows), *shape)
     texts = Texts(pipe, size)
     for part in _parts(len(prompts)):
         inside = (rows >= part.start) & (rows < part.stop)
@@ -208,10 +227,6 @@ def _visited(
 
 def _parts(n: int) -> Iterator[slice]:
     return (slice(start, min(start + BATCH, n)) for start in range(0, n, BATCH))
-
-
-def _flat(texts: Sequence[Sequence[str]]) -> list[str]:
-    return [text for row in texts for text in row]
 
 
 def spread(pairs: Sequence[Pair], n: int, seed: int) -> list[Pair]:

@@ -10,18 +10,24 @@ from typing import Any, Literal
 from torch import Tensor
 
 from erase._concepts import identity, preserved, prompts_of, without
-from erase.closed_form._cache import PreserveCache, preserve_cache
+from erase.closed_form._cache import PreserveCache, preserve_cache, with_texts
 from erase.closed_form._targets import Target
+from erase.selectors import named
+from probe.errors import BadInput
 
 Form = Literal["prompts", "names"]
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The Gram sums of the preserved rows, how many rows these are, and the texts where they are known."""
+    """The Gram sums of the preserved rows, how many rows these are, and their texts."""
 
     cache: PreserveCache
-    texts: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is preserved."""
+        return self.cache.texts
 
     @property
     def source(self) -> str:
@@ -32,7 +38,14 @@ class Kept:
         """Sum and number of rows, of the token rows or of the pooled ones."""
         if family == "tokens":
             return self.cache.gram, self.cache.rows
-        return None if self.cache.pooled is None else (self.cache.pooled, self.cache.texts)
+        return None if self.cache.pooled is None else (self.cache.pooled, len(self.cache.texts))
+
+
+def opened(preserve: Any) -> Any:
+    """A path of a cache as the cache; anything else as it is."""
+    if isinstance(preserve, str | Path) and Path(preserve).suffix == ".safetensors":
+        return PreserveCache.load(preserve)
+    return preserve
 
 
 def kept_of(
@@ -49,21 +62,28 @@ def kept_of(
     Args:
         pipe: whose encoders read the texts.
         preserve: None for ``preserve_fit`` of the embedded world less what is erased and prompts that name it; texts
-            and concepts; a `PreserveCache` or the path of one; () for nothing.
+            and concepts; a `PreserveCache` or the path of one, which stands for its texts; () for nothing.
         targets: what is erased.
         tokens: selectors of the preserved rows.
         form: a concept stands for its explicit tuning prompts, or for its name.
         always: texts that are preserved besides.
 
+    Raises `WrongModel` for a cache of other encoders, `BadInput` for one of other rows.
     """
-    if isinstance(preserve, str | Path) and Path(preserve).suffix == ".safetensors":
-        preserve = PreserveCache.load(preserve)
+    preserve = opened(preserve)
     if isinstance(preserve, PreserveCache):
         preserve.check(pipe)
-        return Kept(preserve)
+        if preserve.tokens != (wanted := named(tokens)):
+            raise BadInput(
+                "the preserve cache holds other rows than are preserved here",
+                given=", ".join(preserve.tokens),
+                expected=", ".join(wanted),
+                fix=f"preserve_cache(pipe, prompts, tokens={wanted if len(wanted) > 1 else wanted[0]!r})",
+            )
+        return Kept(with_texts(pipe, preserve, always))
     items = preserved(preserve, [target.given for target in targets])
     found = prompts_of(items) if form == "prompts" else identity(items)
     if preserve is None:  # prompts of a style draw all kinds of things
         found = without([phrase for target in targets for phrase in target.phrases], found)
-    texts = tuple(dict.fromkeys([*always, *found]))
-    return Kept(preserve_cache(pipe, texts, tokens=tokens), texts) if texts else None
+    texts = list(dict.fromkeys([*always, *found]))
+    return Kept(preserve_cache(pipe, texts, tokens=tokens)) if texts else None

@@ -12,7 +12,16 @@ from erase import updates
 from erase._edit import Edit
 from erase.closed_form._fit import Solved, TextUpdate, finished, projections
 from erase.closed_form._preserve import Kept, kept_of
-from erase.closed_form._ridge import Problem, Request, in_text_space, not_negative, positive, singular, solved
+from erase.closed_form._ridge import (
+    Problem,
+    Request,
+    bearable,
+    in_text_space,
+    not_negative,
+    positive,
+    singular,
+    solved,
+)
 from erase.closed_form._ridge import described as described_system
 from erase.closed_form._targets import Target, described, targets_of
 from erase.closed_form._texts import Rows
@@ -38,6 +47,8 @@ def rece(
     ridge: float = 0.1,
     layers: Literal["kv", "k", "v"] = "kv",
     pooled: Literal["edit", "leave"] = "edit",
+    strength: float | Literal["auto"] = 1.0,
+    max_damage: float = 0.1,
     collapse: float = 0.5,
     select: Callable[[int, Edit], float] | None = None,
     name: str | None = None,
@@ -64,13 +75,15 @@ def rece(
         start_ridge: ridge of the first edit, UCE's; ``ridge``, ``erase_scale``: of the epochs.
         preserve_scale: weight of every preserved row, in all edits.
         layers, pooled, collapse: as in `erase.uce`.
+        strength, max_damage: as in `erase.uce`; a factor of erase_scale in all edits, and ``"auto"`` measures the last.
         select: called with (epoch, edit) after the first edit (0) and every epoch; the edit with the lowest number is
             kept, the earlier of equals. Give it prompts of a validation set: the released code selects on its reports.
-            Without it the last epoch is kept.
+            Without it the last epoch is kept. An epoch whose edit is refused is the end: the best before it is kept.
         name: ``rece`` by default.
 
     Returns an edit of deltas with a report as `erase.uce`; besides ``epochs``, the mean ||e' - e|| / ||e|| of each, and
-    with ``select`` its numbers and the ``selected`` epoch.
+    with ``select`` its numbers as ``selection`` (None for an edit that was refused, and ``refused`` says why) and the
+    ``selected`` epoch.
 
     Raises `BadInput` as `erase.uce`.
     """
@@ -83,7 +96,21 @@ def rece(
     targets = targets_of(concepts, anchor)
     kept = kept_of(pipe, preserve, targets, "all_tokens", form="names", always=("",))
     state = _State(pipe, targets, kept, layers, pooled, towards)
-    state.start(erase_scale, preserve_scale, start_ridge)
+
+    def start(strength: float) -> None:
+        state.start(strength * erase_scale, preserve_scale, start_ridge)
+
+    def epoch(strength: float) -> None:
+        state.epoch(penalty, surrogate, strength * erase_scale, preserve_scale, ridge)
+
+    def after_all(strength: float) -> TextUpdate:
+        start(strength)
+        for _ in range(epochs):
+            epoch(strength)
+        return state.update()
+
+    found = bearable(pipe, strength, max_damage, kept, layers, after_all)
+    start(found)
     options = {
         **described(targets),
         "epochs": epochs,
@@ -96,28 +123,36 @@ def rece(
         "ridge": ridge,
         "layers": layers,
         "pooled": pooled,
+        "strength": strength,
+        "max_damage": max_damage if strength == "auto" else None,
     }
 
-    def edit(**more: Any) -> Edit:
-        state.found.more = {"epochs": list(state.moved), **more}
+    def edit() -> Edit:
+        state.found.more = {"strength": found, "epochs": list(state.moved)}
         erased = [phrase for target in targets for phrase in target.phrases]
         return finished(pipe, state.found, name=name or "rece", method="rece", options=options, layers=layers,
                         kept=kept, erased=erased, collapse=collapse)  # fmt: skip
 
     if select is None:
         for _ in range(epochs):
-            state.epoch(penalty, surrogate, erase_scale, preserve_scale, ridge)
+            epoch(found)
         return edit()
-    numbers, best, selected = [], None, 0
-    for epoch in range(epochs + 1):
-        if epoch:
-            state.epoch(penalty, surrogate, erase_scale, preserve_scale, ridge)
-        candidate = edit()
-        numbers.append(float(select(epoch, candidate)))
-        if best is None or numbers[epoch] < numbers[selected]:
-            best, selected = candidate, epoch
-    assert best is not None
-    best.provenance["report"] |= {"selection": numbers, "selected": selected}
+    best = edit()
+    lowest = float(select(0, best))
+    numbers: list[float | None] = [lowest]
+    said: dict[str, Any] = {"selected": 0}
+    for n in range(1, epochs + 1):
+        try:
+            epoch(found)
+            candidate = edit()
+        except BadInput as error:  # what was good before it stays good
+            numbers.append(None)
+            said["refused"] = str(error)
+            break
+        numbers.append(number := float(select(n, candidate)))
+        if number < lowest:
+            best, lowest, said["selected"] = candidate, number, n
+    best.provenance["report"] |= {"selection": numbers, **said}
     return best
 
 
@@ -129,7 +164,10 @@ class _State:
     ) -> None:
         self.pipe, self.kept, self.layers, self.pooled = pipe, kept, layers, pooled
         self.pairs = phrase_pairs(targets, ("{}",))
-        self.rows = problems_of(pipe, self.pairs, "all_tokens", None, erase=1.0, keep=0.0, ridge=0.0, pooled=pooled)
+        self.first, self.rows = (
+            problems_of(pipe, self.pairs, at, None, erase=1.0, keep=0.0, ridge=0.0, pooled=pooled)
+            for at in ("subject_to_end", "all_tokens")  # UCE as published; every row
+        )
         self.seen: dict[str, Tensor] = {}
         for place in projections(pipe, layers, pooled="pooled" in self.rows):
             weight = place.weight(pipe)
@@ -152,9 +190,11 @@ class _State:
 
     def start(self, erase: float, keep: float, ridge: float) -> None:
         """UCE as published: from the last token of each phrase to the last padding."""
-        problems = problems_of(self.pipe, self.pairs, "subject_to_end", self.kept, erase=erase, keep=keep, ridge=ridge,
-                               pooled=self.pooled)  # fmt: skip
-        self.found = solved(self.pipe, problems, self.kept, Request(layers=self.layers))
+        problems = {
+            family: Problem(problem.rows.weighted(erase), self._kept(family, keep), ridge)
+            for family, problem in self.first.items()
+        }
+        self.found, self.moved = solved(self.pipe, problems, self.kept, Request(layers=self.layers)), []
         for family, update in self.found.updates.items():
             assert isinstance(update, TextUpdate)
             self.maps[family] = torch.eye(len(self.seen[family]), dtype=torch.float64) + update.left @ update.right
@@ -175,8 +215,7 @@ class _State:
                 lengths = rows.sources.norm(dim=1).clamp(min=1e-300)
                 self.moved.append(float(((back - rows.sources).norm(dim=1) / lengths).mean()))
             found = Rows(back, rows.targets, rows.weights * erase, rows.concept, rows.names)
-            gram = None if self.kept is None else self.kept.gram(family)
-            this = Problem(found, None if gram is None else keep * gram[0], ridge)
+            this = Problem(found, self._kept(family, keep), ridge)
             system = this.system()
             if system.singular and family == "tokens":
                 raise singular(this, system)
@@ -184,3 +223,13 @@ class _State:
             self.maps[family] = self.maps[family] @ (eye + step.left @ step.right)
             self.found.updates[family] = TextUpdate(self.maps[family] - eye, eye)
             self.found.systems[family] = described_system(system, this)
+
+    def update(self) -> TextUpdate:
+        """The change of token rows so far."""
+        found = self.found.updates["tokens"]
+        assert isinstance(found, TextUpdate)
+        return found
+
+    def _kept(self, family: str, keep: float) -> Tensor | None:
+        gram = None if self.kept is None else self.kept.gram(family)
+        return None if gram is None else keep * gram[0]

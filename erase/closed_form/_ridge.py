@@ -136,28 +136,52 @@ def singular(problem: Problem, system: System) -> BadInput:
 
 
 def _strength(pipe: Any, problem: Problem, kept: Kept | None, request: Request) -> float:
-    if request.strength != "auto":
-        if not 0 < request.strength < math.inf:
-            raise BadInput("strength must be positive", given=request.strength)
-        return float(request.strength)
-    if kept is None:
-        raise BadInput("strength='auto' measures damage on what is preserved", fix="give preserve")
-    if request.rule is not in_text_space:
+    if request.strength == "auto" and request.rule is not in_text_space:
         raise BadInput("strength='auto' needs targets that are texts", fix="technique='replace', or a number")
-    damage = fast_damage(pipe, request.layers, kept)
 
-    def of(strength: float) -> float:
+    def update(strength: float) -> TextUpdate:
         system = problem.system(strength)
         if system.singular and request.singular == "error":
             raise singular(problem, system)
-        return damage(in_text_space(problem, system, strength))
+        return in_text_space(problem, system, strength)
 
-    found = strongest(of, request.max_damage, LOW, HIGH)
-    if (least := of(found)) > request.max_damage:
+    return bearable(pipe, request.strength, request.max_damage, kept, request.layers, update)
+
+
+def bearable(
+    pipe: Any,
+    strength: float | Literal["auto"],
+    bound: float,
+    kept: Kept | None,
+    layers: str,
+    update: Callable[[float], TextUpdate],
+) -> float:
+    """``strength`` itself, or of ``"auto"`` the largest whose ``update`` moves preserved rows by at most ``bound``.
+
+    Raises `BadInput` as `solved`.
+    """
+    if strength != "auto":
+        if not 0 < strength < math.inf:
+            raise BadInput("strength must be positive", given=strength)
+        return float(strength)
+    if kept is None:
+        raise BadInput("strength='auto' measures damage on what is preserved", fix="give preserve")
+    damage = fast_damage(pipe, layers, kept)
+
+    def of(strength: float) -> float:
+        try:
+            return damage(update(strength))
+        except BadInput:  # too strong to be solved; what not even the weakest solves is the caller's to mend
+            if strength == LOW:
+                raise
+            return math.inf
+
+    found = strongest(of, bound, LOW, HIGH)
+    if (least := of(found)) > bound:
         raise BadInput(
             "no strength stays within the bound",
             given=f"damage {least:.3g} at strength {found:g}",
-            expected=f"at most {request.max_damage:g}",
+            expected=f"at most {bound:g}",
             fix="raise max_damage, or preserve less",
         )
     return found

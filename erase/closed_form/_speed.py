@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,12 +16,11 @@ from erase.closed_form._preserve import kept_of
 from erase.closed_form._ridge import Problem, not_negative, positive
 from erase.closed_form._ridge import described as described_system
 from erase.closed_form._targets import described, targets_of
-from erase.closed_form._texts import encoded, kept_rows, rows_of
+from erase.closed_form._texts import Rows, encoded, kept_rows, rows_of
 from erase.closed_form._uce import phrase_pairs
 from erase.gram import System, outer, ridged
 from erase.prune._layers import stream
 from probe._options import validated
-from probe.errors import BadInput
 
 
 @validated
@@ -57,7 +57,7 @@ def speed(
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed.
         concepts, anchor: as in `erase.uce`.
-        preserve: texts and concepts (by name) whose rows are retained; as in `erase.uce`, but no cache: it has no rows.
+        preserve: texts and concepts (by name) whose rows are retained; as in `erase.uce`.
         tokens: selectors of the rows of phrases and retained texts; ``after_sot`` for unsafe content in the paper.
         retain_scale: rho: 1; 0.05 for celebrities, 0.7 for unsafe content.
         slack: lambda: 0, for which the rows of K2 stay exactly; 0.5 for unsafe content.
@@ -69,8 +69,9 @@ def speed(
         seed: of the samples and of k-means.
         name: ``speed`` by default.
 
-    Returns an edit of deltas with a report as `erase.uce`; besides ``free``, the dimension of each null space, and
-    ``retained``, the rows that count there.
+    Returns an edit of deltas with a report as `erase.uce`, but without ``strength``: ``tokens`` and ``pooled`` describe
+    the worst system of any projection, in its null space. Besides ``free_tokens`` and ``free_pooled``, the dimension of
+    each null space, and ``retained_tokens`` and ``retained_pooled``, the rows that count there.
 
     Raises `BadInput` as `erase.uce`.
     """
@@ -78,8 +79,6 @@ def speed(
     not_negative(slack=slack, augmented=augmented)
     targets = targets_of(concepts, anchor)
     kept = kept_of(pipe, preserve, targets, tokens, form="names")
-    if kept is not None and not kept.texts:
-        raise BadInput("SPEED needs the retained texts themselves", given="a preserve cache", fix="preserve=[...]")
     retained: dict[str, list[Tensor]] = {"tokens": [], "pooled": []}
     for part, whole in kept_rows(pipe, kept.texts if kept is not None else (), tokens):
         retained["tokens"].append(part)
@@ -93,6 +92,7 @@ def speed(
             continue
         own = outer(rows.sources, rows.sources) / len(rows)
         update = _Speed(
+            rows,
             outer(rows.targets, rows.sources) / len(rows),
             own,
             held[family],
@@ -104,9 +104,7 @@ def speed(
             augmented=augmented,
             seed=seed,
         )
-        found.updates[family] = update
-        system = System(ridged(own, retain_scale))
-        found.systems[family] = described_system(system, Problem(rows, None, retain_scale))
+        found.updates[family], found.systems[family] = update, update.worst
         found.more |= {f"free_{family}": update.free, f"retained_{family}": update.counts}
     options = {
         **described(targets),
@@ -127,8 +125,12 @@ def speed(
 
 @dataclass(frozen=True)
 class _Speed:
-    """The closed form for one family: C* C1^T (``cross``), C1 C1^T (``own``), K2 (d m) and the retained rows (n d)."""
+    """The closed form for one family: C* C1^T (``cross``), C1 C1^T (``own``), K2 (d m) and the retained rows (n d).
 
+    What it finds on the way is kept by projection, and of the systems that it solves the ``worst``.
+    """
+
+    rows: Rows
     cross: Tensor
     own: Tensor
     held: Tensor
@@ -141,14 +143,23 @@ class _Speed:
     seed: int
     free: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    worst: dict[str, Any] = field(default_factory=dict)
 
     def change(self, param: str, weight: Tensor) -> Tensor:
         """W D for one projection: what is retained depends on what the projection sees."""
         gram, count = self._gram(param, weight)
         free = updates.null_projector(gram, self.threshold)
         self.free[param], self.counts[param] = round(float(torch.trace(free))), count
+        self._describe(free)
         found = updates.null_space(self.cross, self.own, free, self.held, keep=self.retain_scale, slack=self.slack)
         return weight @ found
+
+    def _describe(self, free: Tensor) -> None:
+        """P (C1 C1^T P + rho I)^-1 = (P C1 C1^T P + rho I)^-1 P: what is inverted is this symmetric matrix."""
+        system = System(ridged(free @ self.own @ free, self.retain_scale))
+        now = described_system(system, Problem(self.rows, None, self.retain_scale))
+        if not self.worst or (now["condition"] or math.inf) > (self.worst["condition"] or math.inf):
+            self.worst.update(now)
 
     def _gram(self, param: str, weight: Tensor) -> tuple[Tensor, int]:
         """mean r r^T of the rows that the unconstrained solution would move most, and how many these are."""

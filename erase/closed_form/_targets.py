@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erase._concepts import finders, label, listed, surface_forms
+from erase._concepts import label, listed, surface_forms
 from probe.errors import BadInput, unknown_name
 from probe.world import Concept
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,16 +60,6 @@ def refuse_same(source: str, target: str) -> None:
             given=f"{source!r} -> {target!r}",
             fix="give another anchor",
         )
-
-
-def warn_of_collisions(phrases: Sequence[str], kept: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs (erased phrase, preserved text) in which the text holds the phrase as whole words; they are logged."""
-    found = [(phrase, text) for phrase, whole in finders(phrases).items() for text in kept if whole.search(text)]
-    for phrase, text in found[:5]:
-        logger.warning("%r is erased and preserved at once, in %r", phrase, text)
-    if len(found) > 5:
-        logger.warning("and %d more pairs of an erased phrase and a preserved text that contains it", len(found) - 5)
-    return found
 
 
 def described(targets: Sequence[Target]) -> dict[str, Any]:

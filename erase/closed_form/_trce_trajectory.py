@@ -75,8 +75,8 @@ def trce_trajectory(
         L        = L_erase + retain L_retain
 
     |.|^2 are means over channels and space. Every prediction is epsilon, also of models that predict v. All draws of
-    (trajectory, step) are made before training; x_t and eps* there are computed once, and one UNet call an iteration
-    serves all predictions of the student.
+    (trajectory, step) are made before training, one step a trajectory; x_t and eps* there are computed once and serve
+    every epoch, and one UNet call an iteration serves all predictions of the student.
 
     Args:
         pipe: a Stable Diffusion pipeline. It is read, not changed; edits in force stay and count as the model.
@@ -84,8 +84,8 @@ def trce_trajectory(
         first_stage: an edit that is not in force, such as `erase.trce_text`: training starts from it, and the result
             applies on top of it; eps* is the model without it.
         variant: ``"released"``: x_t of the next step under this step's timestep, a guidance of beta + 1, eps* of
-            L_retain by the first stage, AdamW with weight decay 0.01, and gradients that add up over the whole
-            training (the release never sets them to zero).
+            L_retain by the first stage, a new step and new x_t' at every visit, AdamW with weight decay 0.01, and
+            gradients that add up over the whole training (the release never sets them to zero).
         beta, margin, retain: see above; retain is lambda.
         erase_loss: ``safe``: |eps(x_t, c) - f_safe|^2 alone, the paper's ablation (table 5).
         cached: trajectories of erased prompts, the prompts in turn; the paper has 100, and 300 for several concepts.
@@ -94,7 +94,7 @@ def trce_trajectory(
         steps: of the denoising (DDIM).
         early: share of the steps from which x_t of erased prompts are taken.
         guidance_scale: of the denoising of erased prompts; the release's.
-        epochs: how often each trajectory is visited, each time at a new step.
+        epochs: how often each draw is visited, in another order each time.
         lr: of Adam.
         batch_size: trajectories an iteration.
         arithmetic: precision of the UNet while training; the pipeline's own unless given.
@@ -131,6 +131,7 @@ def trce_trajectory(
         early=min(int(early * steps) + released, steps),
         steps=steps,
         seed=seed,
+        redrawn=released,
     )
     how = Schedule(
         iterations,
@@ -200,17 +201,18 @@ def steering_loss(pipe: Any, points: SteeringPoints, margin: float, retain: floa
 
     def loss(iteration: int) -> dict[str, Tensor]:
         device = pipe.unet.device
-        x, kept = points.x[iteration], points.kept_x[iteration]
-        when = [points.timesteps[iteration]] * 2 + [points.kept_timesteps[iteration]]
-        asked = [*points.texts[iteration], *[""] * (len(x) + len(kept))]
+        here, there = points.order[iteration], points.kept_order[iteration]
+        x, kept = points.x[here], points.kept_x[there]
+        when = [points.timesteps[here]] * 2 + [points.kept_timesteps[there]]
+        asked = [*(points.texts[i] for i in here.tolist()), *[""] * (len(x) + len(kept))]
         noise = guidance.predicted_noise(pipe, torch.cat([x, x, kept]), torch.cat(when), texts.of(asked))
         told, untold, retained = noise.split([len(x), len(x), len(kept)])
-        safe, unsafe = points.safe[iteration].to(device), points.unsafe[iteration].to(device)
+        safe, unsafe = points.safe[here].to(device), points.unsafe[here].to(device)
         if erase_loss == "triplet":
             erase = [steering.triplet(prediction, safe, unsafe, margin).mean() for prediction in (told, untold)]
         else:
             erase = [(prediction - safe).square().mean() for prediction in (told, untold)]
-        keep = (retained - points.kept_noise[iteration].to(device)).square().mean()
+        keep = (retained - points.kept_noise[there].to(device)).square().mean()
         return {"erase": torch.stack(erase).mean(), "retain": retain * keep}
 
     return loss

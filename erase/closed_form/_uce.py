@@ -75,8 +75,9 @@ def uce(
             of its members.
         anchor: what takes their place: a text for all or name -> text; the concept's own anchor where it has one, else
             a blank.
-        preserve: texts, concepts (by name), or a `PreserveCache` or the path of one; by default the embedded world's
-            ``preserve_fit`` less what is erased, if that is part of this world; () for nothing.
+        preserve: texts, concepts (by name), or a `PreserveCache` of the variant's rows or the path of one; by
+            default the embedded world's ``preserve_fit`` less what is erased, if that is part of this world; () for
+            nothing.
         variant: see above.
         technique: see above.
         tokens: selectors of the erased rows; the variant's unless given.
@@ -95,8 +96,9 @@ def uce(
             infinity for no check (ours).
         name: ``uce`` by default.
 
-    Returns an edit of deltas. Its ``report`` has ``condition``, ``rank`` and ``effective_rank`` of the system,
-    ``layers`` (relative change of each projection), ``damage`` and ``strength``.
+    Returns an edit of deltas. Its ``report`` has ``tokens`` (of SDXL also ``pooled``) with ``condition``, ``rank`` and
+    ``effective_rank`` of the system of these rows; ``layers`` (relative change of each projection), ``damage``,
+    ``collisions`` and ``strength``.
 
     Raises `BadInput` for an empty concept, a target equal to its source, a template without ``{}``, a singular system,
     and an edit that destroys everyday prompts.
@@ -176,4 +178,4 @@ def problems_of(
 def _preserve_scale(variant: _Variant, kept: Kept | None) -> float:
     if variant.least_preserve is None or kept is None:
         return 1.0
-    return max(variant.least_preserve, 1 / kept.cache.texts)
+    return max(variant.least_preserve, 1 / len(kept.texts))

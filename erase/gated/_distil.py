@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def distil(
     edit: Edit,
     concepts: Any,
     *,
+    eta: float | None = None,
     anchor: str | None = None,
     preserve: Any = None,
     nearest: int | None = 50,
@@ -55,11 +56,14 @@ def distil(
         pipe: the pipeline that the gates were made on, without them in force.
         edit: an edit of gates (`erase.resag`, `erase.import_resag`, a stack of these).
         concepts: what it erases, in the order of its gates: a text, a concept or a list.
+        eta: how far beyond the counterparts the gates were to go; what they were learned with unless given. The report
+            counts in it. Imported gates do not say.
         anchor, preserve, nearest, general, templates: the texts, as in `erase.resag`.
         keep_weight: of the anchors.
         ridge: pulls towards the unedited weights.
         adversaries, adversary_iterations, adversary_lr: embeddings are learned against each concept's gate, to see how
-            much of the erasure survives an attack; 0 adversaries for none.
+            much of the erasure survives an attack; 0 adversaries for none. They learn as if a gate had no threshold,
+            which has no gradient; what they achieve is measured with it.
         seed: of these.
         name: ``<edit's name>-distilled`` by default.
 
@@ -67,7 +71,8 @@ def distil(
     ``anchors``, what ``gated`` and ``distilled`` do: the share of what erasing asks that is reached (1 is the goal, 0
     no change, below 0 further from it), and for anchors the squared change in units of that.
 
-    Raises `BadInput` for an edit without gates on keys and values, or another number of concepts than it has.
+    Raises `BadInput` for an edit without gates on keys and values, another number of concepts than it has, or gates
+    that do not say their eta or differ in it.
     """
     erased = listed(concepts)
     hook = _gates_of(edit, len(erased))
@@ -77,7 +82,7 @@ def distil(
     projections = projections_of(pipe)
     if projections.params != hook.touched:
         raise BadInput("gates of all keys and values are needed", given=f"{len(hook.touched)} modules")
-    eta = float(edit.options.get("eta", 0.0))
+    eta = _eta_of(edit, len(erased)) if eta is None else eta
     how = _settings(eta, hook, adversaries, adversary_iterations, adversary_lr, seed)
     lessons = Lessons(pipe, anchors_of(erased, preserve, general, templates), nearest)
     taught = [lessons.of(phrases_of(concept, anchor, templates)) for concept in erased]
@@ -97,7 +102,7 @@ def distil(
         name=name or f"{edit.name}-distilled",
         method="distil",
         options={
-            "anchor": anchor, "nearest": nearest, "keep_weight": keep_weight, "ridge": ridge,
+            "eta": eta, "anchor": anchor, "nearest": nearest, "keep_weight": keep_weight, "ridge": ridge,
             "adversaries": adversaries, "adversary_iterations": adversary_iterations, "adversary_lr": adversary_lr,
             "seed": seed,
         },
@@ -134,6 +139,24 @@ def _gates_of(edit: Edit, concepts: int) -> Hook:
     return hook
 
 
+def _eta_of(edit: Edit, concepts: int) -> float:
+    """The one eta that all gates of an edit were learned with: of a stack or a scaled edit from its parts' reports."""
+    known = [float(edit.options["eta"])] * concepts if "eta" in edit.options else _etas(edit.report)
+    if len(known) != concepts:
+        raise BadInput("what the gates were learned with is not known", given=repr(edit), fix="eta=0.3, or theirs")
+    if len(set(known)) > 1:
+        given = ", ".join(f"{eta:g}" for eta in known)
+        raise BadInput("the gates were learned with several eta", given=given, fix="distil those of each eta apart")
+    return known[0]
+
+
+def _etas(report: Mapping[str, Any]) -> list[float]:
+    """The eta of each concept, as far as a report says."""
+    within = [report["of"]] if "of" in report else report.get("parts", {}).values()
+    own = [one["eta"] for one in report.get("concepts", {}).values() if "eta" in one]
+    return own + [eta for part in within for eta in _etas(part)]
+
+
 def _fitted(parts: Sequence[tuple[Tensor, Tensor, float]], ridge: float) -> Tensor:
     """D (o d), float64, for (texts (s k d), what is added (s k o), weight)."""
     d, o = parts[0][0].shape[-1], parts[0][1].shape[-1]
@@ -155,7 +178,7 @@ def _attacks(hook: Hook, n: int, lesson: learning.Lesson, projections: Projectio
     device, count = projections.shares.device, len(projections.params)
     values = {part: hook.values[part][n].to(device) for part in ("query", "key", "gate")}
     values["down"] = torch.stack([hook.values[f"down.{i}"][n] for i in range(count)]).to(device)
-    scale = hook.values["alpha"][n] / how.rank
+    scale = hook.values["strength"][n] * hook.values["alpha"][n] / how.rank
     values |= {f"up.{i}": (scale[i] * hook.values[f"up.{i}"][n]).to(device) for i in range(count)}
     return learning.attack_stage(values, lesson, projections, how, 0, lambda _: None)[0]
 
@@ -195,6 +218,6 @@ def _settings(eta: float, hook: Hook, adversaries: int, iterations: int, lr: flo
     return Settings(
         rank=rank, gate_rank=hook.values["query"].shape[-1], alpha=float(rank), key_mode="independent", gate="learned",
         eta=eta, anchor_weight=0.0, anchors=1, mix=False, noise=0.0, stages=2, iterations=1, first_iterations=1, lr=1.0,
-        first_lr=1.0, adversaries=adversaries, adversary_weight=0.0, adversary_iterations=iterations, adversary_lr=lr,
-        keep_adversaries="latest", seed=seed,
+        first_lr=1.0, warm_up=0, adversaries=adversaries, adversary_weight=0.0, adversary_iterations=iterations,
+        adversary_lr=lr, keep_adversaries="latest", seed=seed,
     )  # fmt: skip

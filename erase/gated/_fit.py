@@ -106,7 +106,7 @@ def _one_gate(
             kept.save(place, stage, values, latest, terms)
         every.append(latest)
         curve.append(terms)
-    return values, {"stages": curve, **learning.measured(values, lesson, projections, settings)}
+    return values, {"stages": curve, "eta": settings.eta, **learning.measured(values, lesson, projections, settings)}
 
 
 class Lessons:

@@ -18,6 +18,7 @@ from erase.gated._settings import Settings, cosine
 from erase.prune._layers import stream
 from probe.errors import WorkbenchError
 
+#: Of the adversaries' rate, in iterations; the eraser's is an option.
 WARM_UP = 5
 
 Values = dict[str, Tensor]
@@ -87,7 +88,7 @@ def erase_stage(
     optimiser = torch.optim.AdamW([v.requires_grad_() for v in trained], lr=lr)
     m, terms = len(adversaries), {}
     for iteration in range(iterations):
-        _set_rate(optimiser, lr * cosine(iteration, iterations, warm_up=WARM_UP, cycles=cycles))
+        _set_rate(optimiser, lr * cosine(iteration, iterations, warm_up=settings.warm_up, cycles=cycles))
         one = int(torch.randint(len(lesson.target), (1,), generator=drawn))
         target = lesson.target[one : one + 1]
         wanted = (1 + settings.eta) * (lesson.neutral[one : one + 1] - target)

@@ -40,6 +40,7 @@ def low_rank(
     first_iterations: int = 1800,
     lr: float = 3e-5,
     first_lr: float = 3e-4,
+    warm_up: int = 5,
     adversaries: int = 16,
     adversary_weight: float = 1.0,
     adversary_iterations: int = 450,
@@ -64,7 +65,7 @@ def low_rank(
     settings = Settings(
         rank=rank, gate_rank=1, alpha=alpha, key_mode="independent", gate="none", eta=eta,
         anchor_weight=anchor_weight, anchors=anchors, mix=mix, noise=noise, stages=stages, iterations=iterations,
-        first_iterations=first_iterations, lr=lr, first_lr=first_lr, adversaries=adversaries,
+        first_iterations=first_iterations, lr=lr, first_lr=first_lr, warm_up=warm_up, adversaries=adversaries,
         adversary_weight=adversary_weight, adversary_iterations=adversary_iterations, adversary_lr=adversary_lr,
         keep_adversaries=keep_adversaries, seed=seed,
     )  # fmt: skip

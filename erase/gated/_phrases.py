@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erase._concepts import listed, preserved, surface_forms
+from erase._concepts import listed, preserved, surface_forms, warn_of_collisions, without
 from probe import Concept
 from probe.errors import BadInput
 
@@ -92,26 +92,39 @@ def anchors_of(
 ) -> Mapping[str, tuple[str, ...]]:
     """Word or concept -> its texts: what is preserved, and general words where a text is erased (or ``general``).
 
+    Of what is preserved by default the texts that name what is erased are left out, as prompts of a style draw all
+    kinds of things; so are general words of ours. What was given is taken as it is, with a warning naming the pairs.
+
     Raises `BadInput` naming a word that is erased and an anchor.
     """
     words = [c for c in concepts if isinstance(c, str)]
+    ours = general is None
     if general is None:
         general = [word for word in GENERAL if _plain(word) not in map(_plain, words)] if words else ()
-    kept = [*preserved(preserve, concepts), *(listed(list(general), "general words") if general else [])]
+    more = listed(list(general), "general words") if general else []
+    kept = [*preserved(preserve, concepts), *more]
     erased = {_plain(form): form for form in (*surface_forms(concepts), *surface_forms(words))}
     for item in kept:
         both = [form for form in surface_forms([item]) if _plain(form) in erased]
         if both:
             raise BadInput("a word is erased and an anchor at once", given=repr(both[0]), fix="leave it out of one")
+    forms = surface_forms(concepts)
     found: dict[str, tuple[str, ...]] = {}
     for item in kept:
-        if isinstance(item, str):
-            texts: Iterable[str] = (t.replace("{}", item) for t in (TEMPLATES if templates is None else templates))
-            found[item] = tuple(texts)
-        else:
-            own = [prompt for split in ("explicit", "paraphrased") for prompt in item.prompts.get(split, ())]
-            found[item.name] = (*surface_forms([item]), *own)
+        name, texts = _anchor_texts(item, TEMPLATES if templates is None else templates)
+        by_default = ours if item in more else preserve is None
+        if chosen := without(forms, texts) if by_default else texts:
+            found[name] = tuple(chosen)
+    warn_of_collisions(forms, [text for texts in found.values() for text in texts])
     return found
+
+
+def _anchor_texts(item: Concept | str, templates: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of an anchor and its texts."""
+    if isinstance(item, str):
+        return item, [template.replace("{}", item) for template in templates]
+    own = [prompt for split in ("explicit", "paraphrased") for prompt in item.prompts.get(split, ())]
+    return item.name, [*surface_forms([item]), *own]
 
 
 def _templates(concept: Concept, forms: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -47,6 +47,7 @@ def resag(
     first_iterations: int = 1800,
     lr: float = 3e-5,
     first_lr: float = 3e-4,
+    warm_up: int = 5,
     adversaries: int = 16,
     adversary_weight: float = 1.0,
     adversary_iterations: int = 450,
@@ -82,7 +83,8 @@ def resag(
         concepts: a text, a concept, or a list; each becomes a gate of its own, with all its surface forms.
         anchor: what stands in a concept's place; its own (``Concept.anchor``) unless given. A concept without one (a
             style) learns from its references of the paper's form.
-        preserve: texts and concepts that become anchors; ``preserve_fit`` of the embedded world less what is erased.
+        preserve: texts and concepts that become anchors; ``preserve_fit`` of the embedded world less what is erased and
+            prompts that name it.
         seed: of initial values, draws and adversaries.
         rank: r of each pair; gate_rank: of U1 and U2. Published: 1 and 16 (characters, artists), 4 and 64 (explicit).
         alpha: the correction is multiplied by alpha / rank; 1 in the release.
@@ -102,6 +104,8 @@ def resag(
             whatever its ``noise_scale`` says.
         stages, iterations, first_iterations, lr, first_lr: of the eraser; the first stage is longer and faster, its
             cosine restarts once.
+        warm_up: iterations in which the eraser's rate rises, in each stage: published 5, and 10 for explicit words. The
+            adversaries' is 5 throughout.
         adversaries, adversary_weight, adversary_iterations, adversary_lr: of the other player; 0 adversaries for none.
         keep_adversaries: ``"all"`` learns against those of every stage so far; the release keeps them and uses
             the latest.
@@ -119,7 +123,7 @@ def resag(
     settings = Settings(
         rank=rank, gate_rank=gate_rank, alpha=alpha, key_mode=key_mode, gate=gate, eta=eta,
         anchor_weight=anchor_weight, anchors=anchors, mix=mix, noise=noise, stages=stages, iterations=iterations,
-        first_iterations=first_iterations, lr=lr, first_lr=first_lr, adversaries=adversaries,
+        first_iterations=first_iterations, lr=lr, first_lr=first_lr, warm_up=warm_up, adversaries=adversaries,
         adversary_weight=adversary_weight, adversary_iterations=adversary_iterations, adversary_lr=adversary_lr,
         keep_adversaries=keep_adversaries, seed=seed,
     )  # fmt: skip

@@ -28,6 +28,7 @@ class Settings:
     first_iterations: int
     lr: float
     first_lr: float
+    warm_up: int
     adversaries: int
     adversary_weight: float
     adversary_iterations: int
@@ -39,7 +40,7 @@ class Settings:
         for name in ("rank", "gate_rank", "stages", "iterations", "first_iterations", "anchors"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1", given=getattr(self, name))
-        for name in ("adversaries", "adversary_iterations"):
+        for name in ("adversaries", "adversary_iterations", "warm_up"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} cannot be negative", given=getattr(self, name))
         for name in ("alpha", "lr", "first_lr", "adversary_lr"):

@@ -147,12 +147,27 @@ def test_null_space_without_constraints_is_speeds_first_formula():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_rotation_is_orthogonal_and_keeps_the_gram_of_the_weights(transposed):
     weight, erased, guide = rows(12, 6, 1), updates.span(rows(12, 2, 2)), updates.span(rows(12, 3, 3))
-    found = updates.rotation(erased, guide, 0.1 * weight @ weight.T, transposed=transposed)
+    found = updates.rotation(erased, guide, 0.1 * weight @ weight.T, transposed=transposed, proper=True)
     eye = torch.eye(12, dtype=torch.float64)
     torch.testing.assert_close(found.T @ found, eye)
     assert float(torch.linalg.det(found)) == pytest.approx(1)
     turned = found @ weight
     torch.testing.assert_close(turned.T @ turned, weight.T @ weight)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rotation_is_the_papers_even_where_it_reflects(seed):
+    """P = U V^T maximises tr(P^T M) over all orthogonal P: its trace is the sum of singular values."""
+    erased, guide = updates.span(rows(3, 1, seed)), updates.span(rows(3, 1, seed + 10))
+    kept = 0.1 * torch.eye(3, dtype=torch.float64)
+    matrix = -(erased @ erased.T) @ (torch.eye(3, dtype=torch.float64) - guide @ guide.T) + kept
+    found = updates.rotation(erased, guide, kept)
+    assert float((found * matrix).sum()) == pytest.approx(float(torch.linalg.svdvals(matrix).sum()))
+    assert float(torch.linalg.det(found)) == pytest.approx(float(torch.linalg.det(matrix).sign()))
+    turned = updates.rotation(erased, guide, kept, proper=True)
+    assert float(torch.linalg.det(turned)) == pytest.approx(1)
+    if torch.linalg.det(matrix) < 0:
+        assert not torch.allclose(found, turned)
 
 
 def test_the_transposed_rotation_turns_erased_outputs_away_from_themselves():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import erase
+from erase.closed_form import _debias
 from erase.closed_form._debias import _pushed, _rows
 from probe import Detector
 from probe.errors import BadInput, UnknownName
@@ -51,9 +52,24 @@ def test_rounds_are_measured_and_nothing_is_left_behind(kind):
     edit = erase.uce_debias(pipe, ["cook", "judge"], attributes=ATTRIBUTES, judge=by_brightness(0.0), rounds=2, **SHORT)
     assert snapshot(pipe) == before
     assert edit.report["rounds"][0] == {"cook": [0.0, 1.0], "judge": [0.0, 1.0]}
-    assert len(edit.report["rounds"]) == 2
+    assert len(edit.report["rounds"]) == 3
     assert any(change.dense().abs().max() > 0 for change in edit.changes)
     assert ("unet.add_embedding.linear_1.weight" in edit.params) is (kind == "sdxl")
+
+
+def test_when_rounds_run_out_the_last_shares_are_those_of_the_edit(monkeypatch):
+    drawn = []
+
+    def shares(_pipe, edit, *_args, **_how):
+        drawn.append(edit)
+        return np.array([0.0, 1.0])
+
+    monkeypatch.setattr(_debias, "_shares", shares)
+    edit = erase.uce_debias(pipeline(), "cook", attributes=ATTRIBUTES, judge=by_brightness(0.0), rounds=2, **SHORT)
+    assert drawn[0] is None
+    assert len(drawn) == len(edit.report["rounds"]) == 3
+    for measured, returned in zip(drawn[-1].changes, edit.changes, strict=True):
+        assert torch.equal(measured.dense(), returned.dense())
 
 
 def test_a_concept_that_is_as_wanted_is_left_alone():

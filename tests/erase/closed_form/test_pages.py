@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import erase
+from erase import updates
 from erase._changes import Delta, Mask
 from erase._edit import make_edit
+from erase.closed_form import _rece
 from probe.errors import BadInput
 from tests.erase.closed_form.worlds import KEEP, close, edited, embedding, end, keys_and_values, pipeline
 from tests.oracles import closed_form as oracle
@@ -78,6 +80,40 @@ def test_rece_keeps_the_epoch_that_a_callback_prefers():
         np.testing.assert_array_equal(weight, edited(pipe, one)[param])
 
 
+def test_an_epoch_that_collapses_ends_the_search_and_the_best_before_it_stays(monkeypatch):
+    pipe, made = pipeline(), []
+    finish = _rece.finished
+
+    def collapse_at_last(*args, **options):
+        if len(made) == 2:
+            raise BadInput("the edit destroys prompts")
+        made.append(finish(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(_rece, "finished", collapse_at_last)
+    edit = erase.rece(pipe, "church", preserve=KEEP, epochs=3, select=lambda epoch, _: 1.0 - epoch, **LOOSE)
+    assert edit.id == made[1].id
+    assert edit.report["selection"] == [1.0, 0.0, None]
+    assert edit.report["selected"] == 1
+    assert "destroys" in edit.report["refused"]
+    with pytest.raises(BadInput, match="destroys"):  # without a callback there is nothing else to return
+        erase.rece(pipe, "church", preserve=KEEP, epochs=1, **LOOSE)
+
+
+@pytest.mark.parametrize("method", ["rece", "mace"])
+def test_auto_finds_the_strongest_within_the_bound(method):
+    pipe = pipeline()
+    more = {"ridge": 1e-3, "eta": 0.1, "templates": 2} if method == "mace" else {"epochs": 1}
+    given = {"anchor": "a hut", "preserve": KEEP, **more, **LOOSE}
+    plain = getattr(erase, method)(pipe, "church", **given)
+    assert plain.report["strength"] == 1.0
+    bound = plain.report["damage"]["preserved"] / 3
+    edit = getattr(erase, method)(pipe, "church", strength="auto", max_damage=bound, **given)
+    assert 0.9 * bound < edit.report["damage"]["preserved"] <= bound * (1 + 1e-5)
+    more_of_it = 1.2 * edit.report["strength"]
+    assert getattr(erase, method)(pipe, "church", strength=more_of_it, **given).report["damage"]["preserved"] > bound
+
+
 @pytest.mark.parametrize("surrogate", ["output", "source", "both", "target"])
 def test_regularisers_of_rece_give_other_edits(surrogate):
     pipe = pipeline()
@@ -121,6 +157,9 @@ def test_speed_leaves_what_is_retained_exactly():
         assert np.linalg.norm(dense @ row) < 1e-5 * np.linalg.norm(dense) * np.linalg.norm(row)
         assert edit.report["free_tokens"][change.param] == 31
         assert edit.report["retained_tokens"][change.param] == 1
+    erased = embedding(pipe, "church")[end(pipe, "church") - 1]
+    inside = erased - row * (erased @ row) / (row @ row)  # the system is C1 C1^T inside the null space, and rho I
+    assert edit.report["tokens"]["condition"] == pytest.approx(inside @ inside + 1, rel=1e-6)
 
 
 def test_speed_retains_what_would_move_most_and_samples_around_it():
@@ -168,9 +207,20 @@ def test_oce_by_hand():
         kept = kept + 0.3 * sum(np.outer(last(text), last(text)) for text in KEEP[:2])
         matrix = -np.outer(out, out) @ (np.eye(len(plain)) - np.outer(guide, guide)) + plain @ kept @ plain.T
         left, _, right = np.linalg.svd(matrix)
-        turn = left @ right
-        if np.linalg.det(turn) > 0:  # else the sign of a vector of the null space is a matter of the library
-            assert close(edited(pipe, edit)[param], turn @ plain, 1e-4)
+        assert close(edited(pipe, edit)[param], left @ right @ plain, 1e-4)
+
+
+def test_the_prior_of_oce_comes_with_preserved_texts():
+    """Also with a single one, which is no path of a cache."""
+    pipe = pipeline()
+    by_name, by_list, without = (
+        erase.oce(pipe, "church", anchor="a hut", preserve=keep, prior_prompts=prior, **LOOSE)
+        for keep, prior in (("a dog", None), (["a dog"], None), ("a dog", ()))
+    )
+    assert by_name.id == by_list.id != without.id
+    assert by_name.options["prior"] is not None
+    proper = erase.oce(pipe, "church", anchor="a hut", preserve="a dog", proper=True, **LOOSE)
+    assert proper.options["proper"]
 
 
 # --- MACE -------------------------------------------------------------------------------------------------------------
@@ -229,6 +279,8 @@ def test_mace_fuses_edits_into_one_that_each_prompt_meets_as_its_own():
 
 def test_mace_refuses_what_it_cannot_fuse():
     pipe = pipeline()
+    with pytest.raises(BadInput, match="bounds the refinement"):
+        erase.mace(pipe, "cat", anchor="a hut", preserve=WIDE, fuse={"cat": low_rank(pipe, 1)}, strength="auto")
     with pytest.raises(BadInput, match="one edit for each concept"):
         erase.mace(pipe, ["cat", "dog"], anchor="a hut", preserve=WIDE, fuse={"cat": low_rank(pipe, 1)})
     param = next(iter(keys_and_values(pipe)))
@@ -239,6 +291,26 @@ def test_mace_refuses_what_it_cannot_fuse():
 
 
 # --- all --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_of_ones_own():
+    """CURE's projector on last subject tokens: what a phrase has alone is gone, what it shares with another stays."""
+    pipe = pipeline()
+
+    def rows(*texts):
+        return torch.from_numpy(np.stack([embedding(pipe, text)[end(pipe, text) - 1] for text in texts]))
+
+    forget, retain = rows("church", "bat"), rows(*KEEP[:3])
+    change = updates.projector(forget, retain, alpha=1e9)
+    deltas = [Delta(param, (weight.double() @ change).float()) for param, weight in keys_and_values(pipe).items()]
+    edit = make_edit(pipe, deltas, name="cure", method="my own", options={"alpha": 1e9})
+    own, shared = ((part.T @ torch.linalg.pinv(part.T)).numpy() for part in (forget, retain))
+    forget, retain = forget.T.numpy(), retain.T.numpy()
+    for param, weight in edited(pipe, edit).items():
+        plain = weights(pipe)[param]
+        assert close(weight @ forget, plain @ own @ shared @ forget, 1e-3)
+        assert close(weight @ retain, plain @ retain, 1e-3)
+        assert not close(weight @ forget, plain @ forget, 0.1)
 
 
 @pytest.mark.parametrize("method", ["rece", "speed", "oce", "mace"])
@@ -271,7 +343,12 @@ def test_bad_input(method, options, match):
         getattr(erase, method)(pipeline(), "church", **{"anchor": "a hut", "preserve": KEEP} | options)
 
 
-def test_speed_needs_texts():
-    pipe = pipeline()
-    with pytest.raises(BadInput, match="texts themselves"):
-        erase.speed(pipe, "church", anchor="a hut", preserve=erase.preserve_cache(pipe, KEEP))
+@pytest.mark.parametrize("method", ["speed", "oce"])
+def test_a_cache_stands_for_its_texts(method):
+    """Of SPEED for the rows themselves; of OCE also for its prior."""
+    pipe, options = pipeline(), {"anchor": "a hut", **LOOSE}
+    cache = erase.preserve_cache(pipe, KEEP, tokens="last_subject")
+    by_texts = getattr(erase, method)(pipe, "church", preserve=KEEP, **options)
+    assert getattr(erase, method)(pipe, "church", preserve=cache, **options).id == by_texts.id
+    with pytest.raises(BadInput, match=r"other rows.*all_tokens.*last_subject"):
+        getattr(erase, method)(pipe, "church", preserve=erase.preserve_cache(pipe, KEEP), **options)

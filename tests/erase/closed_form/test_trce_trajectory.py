@@ -112,24 +112,24 @@ def test_points_are_those_of_the_pipelines_own_denoising(any_pipe):
     drawn = points(any_pipe, found)
     runs = [denoised(any_pipe, pair.source, noise, 4, 3.0) for pair, noise in zip(PAIRS, found.noises, strict=True)]
     times = any_pipe.scheduler.timesteps
-    for i, (rows, steps) in enumerate(zip(found.rows.tolist(), found.steps.tolist(), strict=True)):
-        assert drawn.texts[i] == [PAIRS[row].source for row in rows]
-        for b, (row, step) in enumerate(zip(rows, steps, strict=True)):
-            torch.testing.assert_close(drawn.x[i, b], runs[row][step][0], atol=1e-4, rtol=1e-4)
-            assert drawn.timesteps[i, b] == times[step]
+    assert len(drawn.x) == len(PAIRS)
+    for i, (row, step) in enumerate(zip(found.rows.tolist(), found.steps.tolist(), strict=True)):
+        assert drawn.texts[i] == PAIRS[row].source
+        torch.testing.assert_close(drawn.x[i], runs[row][step][0], atol=1e-4, rtol=1e-4)
+        assert drawn.timesteps[i] == times[step]
     assert int(found.steps.max()) < 2  # the early half
-    assert int(found.kept_steps.max()) > 1  # all steps
+    assert int(draws(kept=50).kept_steps.max()) > 1  # all steps
     assert snapshot(any_pipe) == before
 
 
 def test_released_points_are_one_step_late(any_pipe):
-    found = draws()
+    found = draws(redrawn=True)
     drawn = points(any_pipe, found, shifted=True)
     run = denoised(any_pipe, PAIRS[0].source, found.noises[0], 4, 3.0)
-    (i, b), *_ = (found.rows == 0).nonzero().tolist()
-    step = int(found.steps[i, b])
-    torch.testing.assert_close(drawn.x[i, b], run[step + 1][0], atol=1e-4, rtol=1e-4)
-    assert drawn.timesteps[i, b] == any_pipe.scheduler.timesteps[step]
+    i = found.rows.tolist().index(0)
+    step = int(found.steps[i])
+    torch.testing.assert_close(drawn.x[i], run[step + 1][0], atol=1e-4, rtol=1e-4)
+    assert drawn.timesteps[i] == any_pipe.scheduler.timesteps[step]
     times = any_pipe.scheduler.timesteps[found.kept_steps]
     more = drawn.kept_timesteps - times
     assert bool(((more >= 0) & (more < 250)).all())
@@ -151,13 +151,13 @@ def epsilon(pipe, x, timestep, text):
 
 def test_targets_are_those_of_the_untouched_model(any_pipe):
     drawn = points(any_pipe, found := draws())
-    x, timestep, row = drawn.x[0, 0], int(drawn.timesteps[0, 0]), int(found.rows[0, 0])
+    x, timestep, row = drawn.x[0], int(drawn.timesteps[0]), int(found.rows[0])
     empty = epsilon(any_pipe, x, timestep, "")
     for target, text in ((drawn.safe, PAIRS[row].target), (drawn.unsafe, PAIRS[row].source)):
         expected = oracle.guided(empty, epsilon(any_pipe, x, timestep, text), 15.0)
-        np.testing.assert_allclose(target[0, 0].numpy(), expected, atol=1e-3)
-    kept = epsilon(any_pipe, drawn.kept_x[0, 0], int(drawn.kept_timesteps[0, 0]), "")
-    np.testing.assert_allclose(drawn.kept_noise[0, 0].numpy(), kept, atol=1e-5)
+        np.testing.assert_allclose(target[0].numpy(), expected, atol=1e-3)
+    kept = epsilon(any_pipe, drawn.kept_x[0], int(drawn.kept_timesteps[0]), "")
+    np.testing.assert_allclose(drawn.kept_noise[0].numpy(), kept, atol=1e-5)
 
 
 def test_the_loss_by_hand(any_pipe):
@@ -165,11 +165,11 @@ def test_the_loss_by_hand(any_pipe):
     with torch.no_grad():
         terms = steering_loss(any_pipe, drawn, 0.01, 100.0)(1)
     total = []
-    for b in range(2):
-        x, timestep = drawn.x[1, b], int(drawn.timesteps[1, b])
-        for text in (PAIRS[int(found.rows[1, b])].source, ""):
+    for i in found.order[1].tolist():
+        x, timestep = drawn.x[i], int(drawn.timesteps[i])
+        for text in (PAIRS[int(found.rows[i])].source, ""):
             prediction = epsilon(any_pipe, x, timestep, text)
-            safe, unsafe = (t[1, b].double().numpy() for t in (drawn.safe, drawn.unsafe))
+            safe, unsafe = (t[i].double().numpy() for t in (drawn.safe, drawn.unsafe))
             total.append(oracle.triplet(prediction, safe, unsafe, 0.01))
     assert float(terms["erase"]) == pytest.approx(np.mean(total), rel=1e-3)
     assert float(terms["retain"]) < 1e-8  # nothing is trained yet
@@ -181,20 +181,40 @@ def test_the_ablation_takes_the_distance_from_safe_alone():
     with torch.no_grad():
         terms = steering_loss(pipe, drawn, 0.01, 100.0, "safe")(1)
     total = []
-    for b in range(2):
-        for text in (PAIRS[int(found.rows[1, b])].source, ""):
-            prediction = epsilon(pipe, drawn.x[1, b], int(drawn.timesteps[1, b]), text)
-            total.append(((prediction - drawn.safe[1, b].double().numpy()) ** 2).mean())
+    for i in found.order[1].tolist():
+        for text in (PAIRS[int(found.rows[i])].source, ""):
+            prediction = epsilon(pipe, drawn.x[i], int(drawn.timesteps[i]), text)
+            total.append(((prediction - drawn.safe[i].double().numpy()) ** 2).mean())
     assert float(terms["erase"]) == pytest.approx(np.mean(total), rel=1e-3)
 
 
-def test_every_trajectory_is_visited_once_an_epoch_and_the_seed_decides():
-    found = draws(trajectories=6, iterations=9, batch=2)
-    assert [sorted(epoch.tolist()) for epoch in found.rows.flatten().reshape(3, 6)] == [list(range(6))] * 3
+@pytest.mark.parametrize("redrawn", [False, True])
+def test_every_trajectory_is_visited_once_an_epoch_and_the_seed_decides(redrawn):
+    found = draws(trajectories=6, iterations=9, batch=2, redrawn=redrawn)
+    visited = found.rows[found.order].flatten().reshape(3, 6)
+    assert [sorted(epoch.tolist()) for epoch in visited] == [list(range(6))] * 3
+    assert len({tuple(epoch.tolist()) for epoch in visited}) == 3
     again, other = draws(trajectories=6, iterations=9), draws(1, trajectories=6, iterations=9)
-    assert torch.equal(found.rows, again.rows)
-    assert not torch.equal(found.rows, other.rows)
-    assert found.noises != other.noises
+    assert torch.equal(again.steps, draws(trajectories=6, iterations=9).steps)
+    assert not torch.equal(again.order, other.order)
+    assert again.noises != other.noises
+
+
+def test_references_are_asked_for_once_whatever_the_epochs():
+    """Of three epochs of 2 trajectories with 4 kept points an iteration: 3 rows a draw, 1 a kept point, no more."""
+    pipe, calls = pipeline(), []
+    found = draws(iterations=6, batch=1, kept=4, early=1, steps=1)  # at the first step nothing is denoised
+    assert found.kept_order.shape == (6, 4)
+    assert sorted(found.kept_order[:2].flatten().tolist()) == list(range(8))
+    hook = pipe.unet.register_forward_pre_hook(lambda _module, args: calls.append(len(args[0])))
+    drawn = points(pipe, found, steps=1)
+    assert sum(calls) == 3 * 2 + 8
+    calls.clear()
+    steering_loss(pipe, drawn, 0.01, 100.0)(5)
+    hook.remove()
+    assert calls == [2 + 4]
+    more = draws(iterations=6, batch=1, kept=4, redrawn=True)
+    assert (len(more.rows), len(more.kept_rows)) == (6, 24)
 
 
 def test_prompts_take_turns():
@@ -205,8 +225,9 @@ def test_prompts_take_turns():
 
 def test_a_cache_at_sd_size_is_small():
     """400 kept and 100 erased trajectories, three epochs: x_t and references of the draws alone."""
+    found = draws(trajectories=100, retained=400, iterations=300, batch=1, kept=4)
     latent = 4 * 64 * 64 * 4
-    assert 300 * (3 * latent) + 300 * 4 * (2 * latent) < 1e9 / 4
+    assert len(found.rows) * (3 * latent) + len(found.kept_rows) * (2 * latent) < 1e9 / 12
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -205,6 +205,7 @@ def test_a_cache_serves_as_the_texts_it_was_made_of(any_pipe, tmp_path):
     path = cache.save(tmp_path / "keep.safetensors")
     again = erase.PreserveCache.load(path)
     assert again.id == cache.id
+    assert again.texts == cache.texts == ("", *KEEP)
     assert torch.equal(again.gram, cache.gram)
     assert (again.pooled is None) == (cache.pooled is None)
     by_texts = erase.uce(any_pipe, "church", anchor="a hut", preserve=KEEP, **LOOSE)
@@ -214,6 +215,28 @@ def test_a_cache_serves_as_the_texts_it_was_made_of(any_pipe, tmp_path):
     with pytest.raises(BadInput, match="exists"):
         cache.save(path)
     assert cache.save(path, force=True) == path
+
+
+def test_what_is_always_preserved_joins_a_cache_without_it(any_pipe):
+    """The empty text of the paper's code; and preserve_scale counts it."""
+    cache = erase.preserve_cache(any_pipe, KEEP[:2])
+    by_cache = erase.uce(any_pipe, "church", anchor="a hut", preserve=cache, **LOOSE)
+    by_texts = erase.uce(any_pipe, "church", anchor="a hut", preserve=KEEP[:2], **LOOSE)
+    assert by_cache.options == by_texts.options
+    expected = edited(any_pipe, by_texts)
+    for param, weight in edited(any_pipe, by_cache).items():
+        assert close(weight, expected[param])
+    assert cache.texts == tuple(KEEP[:2])
+    rewrite = erase.preserve_cache(any_pipe, KEEP, tokens="last_subject")
+    assert erase.uce(any_pipe, "church", anchor="a hut", preserve=rewrite, variant="2025", **LOOSE).options["phrases"]
+
+
+def test_a_cache_of_other_rows_is_refused(tmp_path):
+    pipe = pipeline()
+    cache = erase.preserve_cache(pipe, KEEP, tokens="last_subject")
+    with pytest.raises(BadInput, match="other rows") as error:
+        erase.uce(pipe, "church", anchor="a hut", preserve=cache.save(tmp_path / "keep.safetensors"), **LOOSE)
+    assert "all_tokens" in error.value.fix
 
 
 def test_a_cache_is_the_upper_triangle_and_no_larger(tmp_path):
@@ -234,9 +257,12 @@ def test_a_cache_of_other_encoders_is_refused(tmp_path):
         erase.PreserveCache.load(tmp_path / "torn.safetensors")
 
 
-def test_preserved_texts_that_contain_an_erased_phrase_are_named(caplog):
+@pytest.mark.parametrize("cached", [False, True])
+def test_preserved_texts_that_contain_an_erased_phrase_are_named(caplog, cached):
+    pipe = pipeline()
+    keep = erase.preserve_cache(pipe, KEEP) if cached else KEEP
     with caplog.at_level(logging.WARNING):
-        edit = erase.uce(pipeline(), "dog", anchor="a hut", preserve=KEEP, **LOOSE)
+        edit = erase.uce(pipe, "dog", anchor="a hut", preserve=keep, **LOOSE)
     assert edit.report["collisions"] == [["dog", "a dog"]]
     assert "'dog' is erased and preserved at once, in 'a dog'" in caplog.text
 

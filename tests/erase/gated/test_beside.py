@@ -8,6 +8,7 @@ import torch
 import erase
 import probe
 from erase import _export, _load_edited
+from erase._changes import Hook
 from erase.gated._projections import encoded, projections_of
 from probe import lineage
 from probe.errors import BadInput, WorkbenchError
@@ -152,6 +153,48 @@ def test_the_report_says_what_survives(learned):
     assert found["anchors"]["gated"] == pytest.approx(gated.report["concepts"]["church"]["kept"], rel=0.05, abs=1e-4)
     without = erase.distil(pipe, gated, "church", adversaries=0, **WORDS).report["concepts"]["church"]
     assert "attacked" not in without
+
+
+NO_ATTACK = {"adversaries": 0, **WORDS}
+
+
+def test_the_report_counts_in_the_eta_that_gates_were_learned_with(learned):
+    """Also of what is made from them: with another eta another share of what is asked is reached."""
+    pipe, gated = learned
+    other = erase.resag(pipe, "castle", **QUICK | {"rank": LONG["rank"]})
+    alone = erase.distil(pipe, gated, "church", **NO_ATTACK)
+    assert alone.options["eta"] == gated.options["eta"] == 0.3
+    assert erase.distil(pipe, gated, "church", eta=0.3, **NO_ATTACK).id == alone.id
+    both = erase.stack(erase.scaled(gated, 0.5), other)
+    assert erase.distil(pipe, both, ["church", "castle"], **NO_ATTACK).options["eta"] == 0.3
+    half = erase.distil(pipe, erase.scaled(gated, 0.5), "church", **NO_ATTACK).report["concepts"]["church"]["clean"]
+    assert half["gated"] < alone.report["concepts"]["church"]["clean"]["gated"]
+
+
+def test_gates_of_unknown_or_several_etas_are_not_guessed_at(learned, tmp_path):
+    pipe, gated = learned
+    further = erase.resag(pipe, "castle", **QUICK | {"eta": 1.0, "rank": LONG["rank"]})
+    with pytest.raises(BadInput, match=r"several eta.*0\.3, 1"):
+        erase.distil(pipe, erase.stack(gated, further), ["church", "castle"], **NO_ATTACK)
+    imported = erase.import_resag(pipe, erase.export_resag(gated, tmp_path / "gate.safetensors"))
+    with pytest.raises(BadInput, match=r"not known.*eta="):
+        erase.distil(pipe, imported, "church", **NO_ATTACK)
+    assert erase.distil(pipe, imported, "church", eta=0.3, **NO_ATTACK).options["eta"] == 0.3
+
+
+def test_adversaries_attack_a_gate_as_strong_as_it_is(pipe):
+    """Twice the strength is twice alpha, to the adversaries too."""
+    plain = gate(pipe)
+    (hook,) = plain.changes
+    values = {**hook.values, "alpha": 2 * hook.values["alpha"]}
+    doubled = erase._edit.make_edit(
+        pipe, [Hook(hook.module, hook.family, hook.touched, values)], name="doubled", method="test", options={}
+    )
+    attacked = [
+        erase.distil(pipe, edit, "church", eta=0.3, adversaries=2, adversary_iterations=10, **WORDS).report
+        for edit in (erase.scaled(plain, 2.0), doubled)
+    ]
+    assert attacked[0] == attacked[1]
 
 
 def test_what_cannot_be_distilled(learned):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 
 import numpy as np
@@ -35,7 +36,7 @@ def settings(**options):
     defaults = {
         "rank": 2, "gate_rank": 3, "alpha": 1.0, "key_mode": "independent", "gate": "learned", "eta": 0.3,
         "anchor_weight": 10.0, "anchors": 3, "mix": True, "noise": 0.001, "stages": 2, "iterations": 3,
-        "first_iterations": 3, "lr": 1e-3, "first_lr": 1e-2, "adversaries": 2, "adversary_weight": 1.0,
+        "first_iterations": 3, "lr": 1e-3, "first_lr": 1e-2, "warm_up": 5, "adversaries": 2, "adversary_weight": 1.0,
         "adversary_iterations": 3, "adversary_lr": 0.01, "keep_adversaries": "latest", "seed": 0,
     }  # fmt: skip
     return Settings(**defaults | options)
@@ -150,6 +151,7 @@ def test_the_learning_rate_warms_up_and_restarts():
     assert rates[55] == pytest.approx(1.0)
     assert rates[54] < 0.01
     assert rates[30] == pytest.approx(0.5)
+    assert cosine(0, 105, warm_up=0, cycles=1) == 1.0
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
@@ -296,6 +298,7 @@ def test_a_folder_of_something_else_is_kept(tmp_path):
         ({"anchor_weight": 0.0}, lambda v: True),
         ({"mix": False, "noise": 0.0}, lambda v: True),
         ({"adversaries": 0}, lambda v: True),
+        ({"warm_up": 0}, lambda v: True),
     ],
 )
 def test_options(pipe, options, check):
@@ -365,6 +368,24 @@ def test_anchors_are_preserve_fit_less_what_is_erased(world):
     assert len(set(GENERAL)) == 100
 
 
+def test_default_anchors_do_not_name_what_is_erased(world):
+    """A style's prompts draw other concepts, and other concepts are drawn in the style."""
+    plain = [text for texts in anchors_of([world["castle"]], None, None, None).values() for text in texts]
+    assert any("ink" in text.split() for text in plain)
+    found = [text for texts in anchors_of([world["ink"]], None, None, None).values() for text in texts]
+    assert not any("ink" in text.split() for text in found)
+    assert len(found) > 500
+    words = anchors_of(["street"], None, None, None)
+    assert not any("street" in text for texts in words.values() for text in texts)
+
+
+def test_given_anchors_that_name_what_is_erased_are_named(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = anchors_of(["church"], ["old church"], ("church tower",), ["{}", "see {}"])
+    assert found["old church"] == ("old church", "see old church")
+    assert "'church' is erased and preserved at once, in 'see church tower'" in caplog.text
+
+
 def test_only_the_nearest_anchors_take_part(pipe, monkeypatch):
     lessons = []
     measured = learning.measured
@@ -387,6 +408,7 @@ def test_only_the_nearest_anchors_take_part(pipe, monkeypatch):
         ({"anchor": "The church"}, r"the concept itself.*'church'"),
         ({"templates": ["a photo"]}, "template"),
         ({"rank": 0}, "rank must be at least 1"),
+        ({"warm_up": -1}, "warm_up cannot be negative"),
         ({"lr": math.nan}, "lr must be positive"),
         ({"anchor_weight": -1.0}, "anchor_weight"),
         ({"threshold": 1.5}, "openness"),
