@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+from judgements import rate
 from verdicts import prompt_by_prompt
 
 import probe
@@ -53,7 +54,7 @@ def verdicts_of(out: Path, sets: Sequence[Any], pipe: Any, edit: Any, rule: tupl
 
 def rate_of(verdicts: pd.DataFrame) -> Any:
     """How often prompts of all these sets show their concept: prompts are clusters."""
-    return probe.stats.cluster_bootstrap(verdicts["found"], verdicts["prompt"], bounds=(0, 1))
+    return rate(verdicts, "found", "prompt")
 
 
 def pictures_of(prompts: int, seeds: int = 5) -> int:

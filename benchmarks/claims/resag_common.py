@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from judgements import judged, paired
+from judgements import difference, judged, paired, rate
 from keeping import kept, seconds
 from models import common_arguments, own
 
@@ -102,12 +102,12 @@ def summary(rows: pd.DataFrame, label: str, edit_id: str, names: Sequence[str], 
     """Rates and losses of one edit."""
     pairs = paired(rows, edit_id, ORIGINAL)
     about = pairs[pairs["concept"].isin(names)]
-    rate = probe.stats.cluster_bootstrap(about["shown"], about["concept"], bounds=(0, 1))
-    found: dict[str, Any] = {"edit": label, "erased_n": rate.n, "shown": rate.value, "low": rate.low, "high": rate.high,
-                             "original": about["shown_other"].mean()}  # fmt: skip
+    own_rate = rate(about, "shown", "concept")
+    found: dict[str, Any] = {"edit": label, "erased_n": own_rate.n, "shown": own_rate.value, "low": own_rate.low,
+                             "high": own_rate.high, "original": about["shown_other"].mean()}  # fmt: skip
     for split in ("preserve_test", "preserve_fit"):
         part = pairs[pairs["concept"].isin(set(world.lists[split]) - set(names))]
-        loss = probe.stats.paired_difference(part["shown"], part["shown_other"], part["concept"], bounds=(0, 1))
+        loss = difference(part, "shown_other", "shown", "concept")
         found |= {
             f"{split}_n": loss.n,
             f"{split}_loss": loss.value,
@@ -122,7 +122,7 @@ def compared(rows: pd.DataFrame, one: str, other: str, names: Sequence[str], spl
     world = probe.concepts("emoji")
     pairs = paired(rows, one, other)
     part = pairs[pairs["concept"].isin(set(world.lists[split]) - set(names))]
-    return probe.stats.paired_difference(part["shown_other"], part["shown"], part["concept"], bounds=(0, 1))
+    return difference(part, "shown", "shown_other", "concept")
 
 
 def arguments(about: str | None, name: str, images: Mapping[str, int]) -> argparse.ArgumentParser:

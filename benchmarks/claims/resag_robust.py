@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 from attack_sets import SEARCHED, SEARCHING, TRANSFER, UNEDITED, adaptive, pictures_of, rate_of, transfer, verdicts_of
+from judgements import difference
 from keeping import MAKING, tell, tell_kept
 from matplotlib.figure import Figure
 from models import opened, parsed
@@ -117,7 +118,7 @@ def compared(attack: str, with_them: pd.DataFrame, without: pd.DataFrame) -> dic
     """How much more often concepts come back without adversarial stages, paired by prompt."""
     keys = ["attack", "concept", "prompt"]
     pairs = with_them.merge(without, on=keys, suffixes=("", "_without"))
-    more = probe.stats.paired_difference(pairs["found"], pairs["found_without"], pairs["prompt"], bounds=(0, 1))
+    more = difference(pairs, "found_without", "found", "prompt")
     return {"variant": "more without", "attack": attack, "value": more.value, "low": more.low, "high": more.high,
             "n": more.n}  # fmt: skip
 

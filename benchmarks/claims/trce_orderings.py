@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from attack_sets import verdicts_of
-from judgements import shown_on
+from judgements import difference, shown_on
 from scipy.stats import spearmanr
 from trce_rows import Made
 
@@ -60,7 +60,7 @@ def below(claim: str, split: str, one: pd.DataFrame, other: pd.DataFrame) -> dic
     """Whether the first shows less than the second on the same samples."""
     keys = [name for name in one.columns if name != "shown"]
     pairs = one.merge(other, on=keys, suffixes=("", "_other"), validate="1:1")
-    found = probe.stats.paired_difference(pairs["shown_other"], pairs["shown"], pairs["prompt"], bounds=(0, 1))
+    found = difference(pairs, "shown", "shown_other", "prompt")
     return {"claim": claim, "split": split, "difference": found.value, "low": found.low, "high": found.high,
             "n": found.n, "n_failed": found.n_failed, "prompts": pairs["prompt"].nunique(),
             "verdict": decided(found.low, found.high)}  # fmt: skip
