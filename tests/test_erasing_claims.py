@@ -166,6 +166,34 @@ def test_a_row_is_its_mean_over_training_seeds_on_the_samples_of_the_split(monke
     assert np.isnan(found["shown"].iloc[2]), "a failed verdict is no zero"
 
 
+def test_both_stages_are_compared_with_every_other_row_under_transfer(monkeypatch):
+    import trce_orderings
+    import trce_tables
+    from trce_rows import Made, Row, tables
+
+    world = probe.concepts("emoji")
+    table = tables(world)["methods"]
+    shown = {"TRCE (T+V)": 0, "UCE": 1, "ESD": 1, "RECE": 0, "ConceptPrune": 1, "TRCE (T)": 1, "TRCE (V)": 1}
+
+    def on_transfer(out, one, sets, pipe, rule):
+        return verdicts(*[shown[one.row.name]] * 12).assign(attack="mma")
+
+    kid = {"claim": "KID", "verdict": "holds"}
+    monkeypatch.setattr(trce_orderings, "on_transfer", on_transfer)
+    monkeypatch.setattr(trce_orderings, "kid_not_above", lambda *given: kid)
+    rows = [Made(Row(row.name, row.method), (), (0,)) for row in table.rows]
+    told = Namespace(tune=False, out="", kid=500)
+    found = {row["claim"]: row["verdict"] for row in trce_tables.claims("methods", None, world, table, rows, [], told)}
+    whole = "TRCE (T+V) below every other row at KID not above UCE's"
+    assert (found["TRCE (T+V) below UCE"], found["TRCE (T+V) below RECE"], found["KID"]) == (
+        "holds", "undecided", "holds"
+    )  # fmt: skip
+    assert found[whole] == "undecided"
+    shown["RECE"] = 1
+    assert trce_tables.claims("methods", None, world, table, rows, [], told)[0]["verdict"] == "holds"
+    assert trce_tables.claims("methods", None, world, table, rows[1:], [], told)[0]["verdict"] == "undecided"
+
+
 def test_verdicts_of_other_tables_stay_in_the_file(tmp_path):
     from trce_orderings import write
 

@@ -170,10 +170,10 @@ def claims(
     by_name = {one.row.name: one for one in rows}
     if name == "methods" and table.fresh and orderings.BEST in by_name and len(rows) > 1:
         best = by_name.pop(orderings.BEST)
-        attacked = {one: orderings.on_transfer(results(args), one, sets, pipe, table.fresh)
-                    for one in (best, *by_name.values())}  # fmt: skip
-        parts = [orderings.below(f"{best.row.name} below {one.row.name}", orderings.POOLED, attacked[best],
-                                 attacked[one]) for one in by_name.values()]  # fmt: skip
+        mine, *theirs = (orderings.on_transfer(results(args), one, sets, pipe, table.fresh)
+                         for one in (best, *by_name.values()))  # fmt: skip
+        parts = [orderings.below(f"{best.row.name} below {other}", orderings.POOLED, mine, shown)
+                 for other, shown in zip(by_name, theirs, strict=True)]  # fmt: skip
         if args.kid and orderings.BASE in by_name:
             base = by_name[orderings.BASE]
             parts.append(orderings.kid_not_above(results(args), best, base, world, args.kid))
@@ -203,7 +203,7 @@ def draw(found: pd.DataFrame, name: str, path: Path) -> None:
     rates = found[(found["metric"] == "rate") & ((found["split"] != "attacked") | (found["attack"] == "pooled"))]
     splits = [split for split in (*SPLITS, "preserve_fit", "attacked") if split in set(rates["split"])]
     names = list(dict.fromkeys(found["row"]))
-    figure = Figure(figsize=(3.2 * len(splits), 0.35 * len(names) + 1.4))
+    figure = Figure(figsize=(3.2 * len(splits), 0.35 * len(names) + 1.4), layout="constrained")
     for axis, split in zip(figure.subplots(1, len(splits), sharey=True, squeeze=False)[0], splits, strict=True):
         part = rates[rates["split"] == split]
         for place, row in zip(range(len(names))[::-1], names, strict=True):
@@ -217,7 +217,7 @@ def draw(found: pd.DataFrame, name: str, path: Path) -> None:
         title = orderings.POOLED if split == "attacked" else split
         axis.set(title=title, xlim=(-0.03, 1.03), ylim=(-0.6, len(names) - 0.4), xlabel="shown")
         axis.set_yticks(range(len(names))[::-1], names)
-    figure.suptitle(name, y=1.05)
+    figure.suptitle(name)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
@@ -273,14 +273,17 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tables", nargs="+", choices=NAMES)
     common_arguments(parser, OUT, HERE)
-    parser.add_argument("--pruning", type=Path, default=PRUNING, help="where ESD's trainings are kept")
+    parser.add_argument("--pruning", type=Path, default=None, help=f"where ESD's trainings are: {PRUNING}, by dtype")
     parser.add_argument("--tune", action="store_true", help="measure on tuning prompts, without attacks")
     parser.add_argument("--seeds", type=int, default=3, help="of methods: training seeds, or seed sets")
     parser.add_argument("--prompts", type=int, default=None, help="at most so many prompts of every split and attack")
     parser.add_argument("--rows", type=int, default=None, help="only the first rows of each table")
     parser.add_argument("--kid", type=int, default=KID, help="pictures for the KID; 0 for none")
     parser.add_argument("--no-adaptive", action="store_true", help="no search against each row of methods")
-    return parsed(parser, OUT)
+    args = parsed(parser, OUT)
+    if args.pruning is None:
+        args.pruning = PRUNING if args.dtype == "float32" else PRUNING.with_name(f"{PRUNING.name}-{args.dtype}")
+    return args
 
 
 if __name__ == "__main__":
