@@ -168,7 +168,6 @@ def test_a_row_is_its_mean_over_training_seeds_on_the_samples_of_the_split(monke
 
 def test_both_stages_are_compared_with_every_other_row_under_transfer(monkeypatch):
     import trce_orderings
-    import trce_tables
     from trce_rows import Made, Row, tables
 
     world = probe.concepts("emoji")
@@ -183,15 +182,20 @@ def test_both_stages_are_compared_with_every_other_row_under_transfer(monkeypatc
     monkeypatch.setattr(trce_orderings, "kid_not_above", lambda *given: kid)
     rows = [Made(Row(row.name, row.method), (), (0,)) for row in table.rows]
     told = Namespace(tune=False, out="", kid=500)
-    found = {row["claim"]: row["verdict"] for row in trce_tables.claims("methods", None, world, table, rows, [], told)}
+
+    def claims(rows, **refused):
+        decided = trce_orderings.claims("methods", None, world, table, rows, refused, [], told)
+        return {row["claim"]: row["verdict"] for row in decided}
+
     whole = "TRCE (T+V) below every other row at KID not above UCE's"
-    assert (found["TRCE (T+V) below UCE"], found["TRCE (T+V) below RECE"], found["KID"]) == (
-        "holds", "undecided", "holds"
-    )  # fmt: skip
+    found = claims(rows)
+    assert [found[f"TRCE (T+V) below {row}"] for row in ("UCE", "RECE")] == ["holds", "undecided"]
     assert found[whole] == "undecided"
     shown["RECE"] = 1
-    assert trce_tables.claims("methods", None, world, table, rows, [], told)[0]["verdict"] == "holds"
-    assert trce_tables.claims("methods", None, world, table, rows[1:], [], told)[0]["verdict"] == "undecided"
+    assert claims(rows)[whole] == "holds"
+    assert claims(rows[1:])[whole] == "undecided", "a row is missing"
+    without = claims(rows[1:], ESD="collapsed")
+    assert (without["TRCE (T+V) below ESD"], without[whole]) == ("undecided", "undecided")
 
 
 def test_verdicts_of_other_tables_stay_in_the_file(tmp_path):
@@ -261,8 +265,7 @@ def test_an_eraser_that_refuses_is_a_row_that_says_why(monkeypatch, tmp_path):
 
 
 def test_tuning_takes_other_seeds_and_the_other_half():
-    from trce_rows import tables
-    from trce_tables import splits_of
+    from trce_rows import splits_of, tables
 
     table = tables(probe.concepts("emoji"))["tokens"]
     assert splits_of(table, Namespace(tune=True, prompts=7)) == {

@@ -6,6 +6,7 @@ A difference is of the same prompts and seeds, averaged over training seeds firs
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from attack_sets import verdicts_of
-from judgements import difference, shown_on
+from judgements import difference, judged, shown_on
 from scipy.stats import spearmanr
-from trce_rows import Made
+from trce_rows import OWN, Made, Table, results, splits_of
 
 import probe
 from probe._eval_samples import cell_samples
@@ -73,10 +74,15 @@ def decided(low: float, high: float, *, equal: bool = False) -> str:
     return FAILS if low > 0 else UNDECIDED
 
 
-def together(claim: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A claim that holds if all its parts do, and fails if one does."""
+def unknown(claim: str, split: str, why: str) -> dict[str, Any]:
+    """A claim that nothing was measured for."""
+    return {"claim": claim, "split": split, "verdict": UNDECIDED, "why": why}
+
+
+def together(claim: str, parts: Sequence[Mapping[str, Any]], *, complete: bool = True) -> dict[str, Any]:
+    """A claim that holds if all its parts do, and are all that there are, and fails if one does."""
     verdicts = [part["verdict"] for part in parts]
-    found = FAILS if FAILS in verdicts else HOLDS if set(verdicts) == {HOLDS} else UNDECIDED
+    found = FAILS if FAILS in verdicts else HOLDS if complete and set(verdicts) == {HOLDS} else UNDECIDED
     return {"claim": claim, "verdict": found}
 
 
@@ -138,6 +144,72 @@ def correlation(values: Sequence[float], rates: np.ndarray) -> float:
     if not np.isfinite(rates).all() or len(set(rates)) < 2:
         return float("nan")
     return float(spearmanr(values, rates).statistic)
+
+
+# --- What a table says ------------------------------------------------------------------------------------------------
+
+
+def trends(
+    pipe: Any, world: Any, table: Table, rows: Sequence[Made], sets: Sequence[Any], args: argparse.Namespace
+) -> pd.DataFrame:
+    """Spearman's correlation of the varied value with the rate, by split and under the transfer sets."""
+    known, values = judged(results(args)), [float(one.row.value or 0) for one in rows]
+    source, found = "tune" if args.tune else "test", []
+    for split, n in splits_of(table, args).items():
+        if split in OWN:
+            of_rows = [on_split(known, one, split, world, n, source) for one in rows]
+            found.append({"split": split, **trend(values, of_rows)})
+    if sets and table.fresh:
+        of_rows = [on_transfer(results(args), one, sets, pipe, table.fresh) for one in rows]
+        found.append({"split": POOLED, **trend(values, of_rows)})
+    return pd.DataFrame(found)
+
+
+def claims(
+    name: str,
+    pipe: Any,
+    world: Any,
+    table: Table,
+    rows: Sequence[Made],
+    refused: Mapping[str, str],
+    sets: Sequence[Any],
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Which of the paper's orderings hold, of those that this table is about and has the rows for."""
+    by_name = {one.row.name: one for one in rows}
+
+    def compared(lower: str, other: str, split: str, shown: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+        claim = f"{lower} below {other}"
+        if why := [f"{row} refused: {refused[row]}" for row in (lower, other) if row in refused]:
+            return unknown(claim, split, why[0])
+        return below(claim, split, shown[lower], shown[other])
+
+    tried = {*by_name, *refused}
+    if name == "methods" and table.fresh and BEST in tried:
+        best, others = BEST, [row.name for row in table.rows if row.name in tried - {BEST}]
+        shown = {row: on_transfer(results(args), one, sets, pipe, table.fresh)
+                 for row, one in by_name.items()}  # fmt: skip
+        parts = [compared(best, other, POOLED, shown) for other in others]
+        if args.kid and {best, BASE} <= set(by_name):
+            pair = by_name[best], by_name[BASE]
+            parts.append(kid_not_above(results(args), *pair, world, args.kid))
+        elif len(others) + 1 == len(table.rows):
+            parts.append(unknown(f"{best} not above {BASE} in KID", "preserve_test", "not measured"))
+        whole = f"{best} below every other row at KID not above {BASE}'s"
+        return [together(whole, parts, complete=len(others) + 1 == len(table.rows)), *parts]
+    if name == "tokens" and {"[EoT]", "[KEY]"} <= tried:
+        known, found = judged(results(args)), []
+        for split in ("implicit_combination", "explicit"):
+            shown = {row: on_split(known, one, split, world, splits_of(table, args)[split], "test")
+                     for row, one in by_name.items() if row in ("[EoT]", "[KEY]")}  # fmt: skip
+            found.append(compared("[EoT]", "[KEY]", split, shown))
+        return found
+    if name == "synonyms" and len(rows) > 1:
+        return [
+            {"claim": "more synonyms erase more", **row, "verdict": decided(row["low"], row["high"])}
+            for row in trends(pipe, world, table, rows, sets, args).to_dict("records")
+        ]
+    return []
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------

@@ -169,3 +169,30 @@ def pruned(row: Row, world: Mapping[str, Any], label: str, out: Path) -> Any:
 
     job = edits.Job(row.erased[0], row.erased, "concept_prune")
     return kept(label, edits.CONCEPT_PRUNE, lambda folder: edits.made(own(), world, job, folder), out)
+
+
+# --- What the command line changes ------------------------------------------------------------------------------------
+
+
+def results(args: argparse.Namespace) -> Path:
+    """The folder of judged pictures."""
+    return Path(args.out) / "judged" / ("tuning" if args.tune else "tables")
+
+
+def seeds_of(table: Table, args: argparse.Namespace) -> int:
+    """How many seeds a table has; tuning takes one, which no report takes."""
+    return 1 if args.tune else min(args.seeds, table.seeds)
+
+
+def splits_of(table: Table, args: argparse.Namespace) -> dict[str, int]:
+    """Prompts by split; there are no unseen combinations to tune on, and what must survive there is another half."""
+    splits = {name: limit(n, args) for name, n in table.splits.items()}
+    if args.tune:
+        splits.pop("implicit_combination", None)
+        splits["preserve_fit"] = splits.pop("preserve_test")
+    return splits
+
+
+def limit(n: int, args: argparse.Namespace) -> int:
+    """So many prompts, or fewer where the command line says so."""
+    return n if args.prompts is None else min(n, args.prompts)

@@ -29,12 +29,26 @@ import numpy as np
 import pandas as pd
 import trce_orderings as orderings
 from attack_sets import SEARCHED, SEARCHING, TRANSFER, UNEDITED, adaptive, pictures_of, rate_of, transfer, verdicts_of
-from judgements import judged
 from keeping import MAKING, tell, tell_kept
 from matplotlib.figure import Figure
 from models import common_arguments, opened, parsed
 from pruning_common import OUT as PRUNING
-from trce_rows import CONCEPT, FRESH, METRICS, OWN, SPLITS, Made, Row, Table, made, tables
+from trce_rows import (
+    CONCEPT,
+    FRESH,
+    METRICS,
+    OWN,
+    SPLITS,
+    Made,
+    Row,
+    Table,
+    limit,
+    made,
+    results,
+    seeds_of,
+    splits_of,
+    tables,
+)
 
 import probe
 from probe.errors import BadInput
@@ -60,14 +74,15 @@ def run(name: str, table: Table, args: argparse.Namespace) -> None:
     """One table: its rows in turn, then its figure, trends and orderings."""
     pipe, world = opened(args)
     sets = [] if args.tune or table.fresh is None else transfer(CONCEPT, limit(OF_EACH, args))
-    parts, rows = [], []
+    parts, rows, refused = [], [], {}
     stem = args.csv / (f"trce_{name}_tuning" if args.tune else f"trce_{name}")
     for row in table.rows[: args.rows]:
         try:
             one = made(row, world, seeds_of(table, args), args)
         except BadInput as error:
-            refused = {"edit": row.name, "row": row.name, "metric": "rate", "value_of": row.value}
-            parts.append(pd.DataFrame([{**refused, "refused": str(error)}]))
+            refused[row.name] = str(error)
+            facts = {"edit": row.name, "row": row.name, "metric": "rate", "value_of": row.value}
+            parts.append(pd.DataFrame([{**facts, "refused": str(error)}]))
         else:
             rows.append(one)
             parts.append(evaluated(pipe, world, name, table, one, sets, args))
@@ -75,10 +90,10 @@ def run(name: str, table: Table, args: argparse.Namespace) -> None:
         found.round(4).to_csv(stem.with_suffix(".csv"), index=False, lineterminator="\n")
     draw(found, name, stem.with_suffix(".png"))
     if table.trend and len(rows) > 1:
-        trends(pipe, world, table, rows, sets, args).round(4).to_csv(
+        orderings.trends(pipe, world, table, rows, sets, args).round(4).to_csv(
             stem.with_name(f"{stem.name}_trend.csv"), index=False, lineterminator="\n"
         )
-    if not args.tune and (decided := claims(name, pipe, world, table, rows, sets, args)):
+    if not args.tune and (decided := orderings.claims(name, pipe, world, table, rows, refused, sets, args)):
         orderings.write(decided, name, args.csv / "trce_orderings.csv")
 
 
@@ -139,61 +154,7 @@ def pooled(
             "original": unedited["found"].mean()}  # fmt: skip
 
 
-def results(args: argparse.Namespace) -> Path:
-    """The folder of judged pictures."""
-    return Path(args.out) / "judged" / ("tuning" if args.tune else "tables")
-
-
-# --- What follows from it ---------------------------------------------------------------------------------------------
-
-
-def trends(
-    pipe: Any, world: Any, table: Table, rows: Sequence[Made], sets: Sequence[Any], args: argparse.Namespace
-) -> pd.DataFrame:
-    """Spearman's correlation of the varied value with the rate, by split and under the transfer sets."""
-    known, values = judged(results(args)), [float(one.row.value or 0) for one in rows]
-    source, found = "tune" if args.tune else "test", []
-    for split, n in splits_of(table, args).items():
-        if split in OWN:
-            of_rows = [orderings.on_split(known, one, split, world, n, source) for one in rows]
-            found.append({"split": split, **orderings.trend(values, of_rows)})
-    if sets and table.fresh:
-        of_rows = [orderings.on_transfer(results(args), one, sets, pipe, table.fresh) for one in rows]
-        found.append({"split": orderings.POOLED, **orderings.trend(values, of_rows)})
-    return pd.DataFrame(found)
-
-
-def claims(
-    name: str, pipe: Any, world: Any, table: Table, rows: Sequence[Made], sets: Sequence[Any], args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Which of the paper's orderings hold, of those that this table is about and has the rows for."""
-    by_name = {one.row.name: one for one in rows}
-    if name == "methods" and table.fresh and orderings.BEST in by_name and len(rows) > 1:
-        best = by_name.pop(orderings.BEST)
-        mine, *theirs = (orderings.on_transfer(results(args), one, sets, pipe, table.fresh)
-                         for one in (best, *by_name.values()))  # fmt: skip
-        parts = [orderings.below(f"{best.row.name} below {other}", orderings.POOLED, mine, shown)
-                 for other, shown in zip(by_name, theirs, strict=True)]  # fmt: skip
-        if args.kid and orderings.BASE in by_name:
-            base = by_name[orderings.BASE]
-            parts.append(orderings.kid_not_above(results(args), best, base, world, args.kid))
-        whole = f"{best.row.name} below every other row at KID not above {orderings.BASE}'s"
-        complete = len(by_name) + 1 == len(table.rows) and args.kid
-        return [orderings.together(whole, parts if complete else [*parts, {"verdict": orderings.UNDECIDED}]), *parts]
-    if name == "tokens" and {"[EoT]", "[KEY]"} <= set(by_name):
-        known, splits = judged(results(args)), splits_of(table, args)
-        return [
-            orderings.below("[EoT] below [KEY]", split,
-                            *(orderings.on_split(known, by_name[tokens], split, world, splits[split], "test")
-                              for tokens in ("[EoT]", "[KEY]")))
-            for split in ("implicit_combination", "explicit")
-        ]  # fmt: skip
-    if name == "synonyms" and len(rows) > 1:
-        return [
-            {"claim": "more synonyms erase more", **row, "verdict": orderings.decided(row["low"], row["high"])}
-            for row in trends(pipe, world, table, rows, sets, args).to_dict("records")
-        ]
-    return []
+# --- Figure and command line ------------------------------------------------------------------------------------------
 
 
 def draw(found: pd.DataFrame, name: str, path: Path) -> None:
@@ -221,9 +182,6 @@ def draw(found: pd.DataFrame, name: str, path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-# --- The command line -------------------------------------------------------------------------------------------------
-
-
 def plan(args: argparse.Namespace, known: Mapping[str, Table]) -> None:
     """Pictures and minutes of whole tables, and what is kept already."""
     for name in args.tables:
@@ -247,25 +205,6 @@ def plan(args: argparse.Namespace, known: Mapping[str, Table]) -> None:
 def of_one(table: Table, row: Row, args: argparse.Namespace) -> int:
     """Pictures of one edit on the splits of a table, one seed set."""
     return sum(n * (len(row.erased) if split in OWN else 1) for split, n in splits_of(table, args).items())
-
-
-def seeds_of(table: Table, args: argparse.Namespace) -> int:
-    """How many seeds a table has; tuning takes one, which no report takes."""
-    return 1 if args.tune else min(args.seeds, table.seeds)
-
-
-def splits_of(table: Table, args: argparse.Namespace) -> dict[str, int]:
-    """Prompts by split; there are no unseen combinations to tune on, and what must survive there is another half."""
-    splits = {name: limit(n, args) for name, n in table.splits.items()}
-    if args.tune:
-        splits.pop("implicit_combination", None)
-        splits["preserve_fit"] = splits.pop("preserve_test")
-    return splits
-
-
-def limit(n: int, args: argparse.Namespace) -> int:
-    """So many prompts, or fewer where the command line says so."""
-    return n if args.prompts is None else min(n, args.prompts)
 
 
 def arguments() -> argparse.Namespace:
