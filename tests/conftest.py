@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,19 @@ def modules_with_shapes() -> list[str]:
 
 # Outside the tests annotations cost nothing; here beartype checks every call against them.
 jaxtyping.install_import_hook(modules_with_shapes(), "beartype.beartype")
+
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scripts in `benchmarks/claims` import what they share by its plain name, as when they are run."""
+    folder = ROOT / "benchmarks" / "claims"
+    monkeypatch.syspath_prepend(str(folder))
+    known = set(sys.modules)
+    yield
+    for name in set(sys.modules) - known:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).parent == folder:
+            del sys.modules[name]
 
 
 class NetworkBlocked(RuntimeError):

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-CLAIMS = Path(__file__).parents[1] / "benchmarks" / "claims"
-
-
-@pytest.fixture(autouse=True)
-def _beside_each_other(monkeypatch):
-    """The scripts import what they share by its plain name, as when they are run."""
-    monkeypatch.syspath_prepend(str(CLAIMS))
-    known = set(sys.modules)
-    yield
-    for name in set(sys.modules) - known:
-        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == CLAIMS:
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("claims")
 
 
 def strengths(**methods: dict[int, tuple[float, float]]) -> pd.DataFrame:

@@ -1,112 +1,113 @@
 """What the four claims about residual attention gates share: edits trained once, how they are measured, their table.
 
-Concepts are trained once, apart, and kept in ``runs/claims/resag/edits``; every row reuses them. Strength is changed by
-`erase.scaled`, never by training again. Pictures are kept with their judgements, so every row goes on where it was cut.
+Concepts are trained once, apart, and kept in ``edits`` of ``runs/claims/resag``; every row reuses them. Strength is
+changed by `erase.scaled`, never by training again. Pictures are kept with their judgements, so every row goes on where
+it was cut.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from models import dtype_argument, own
+from judgements import difference, judged, paired, rate
+from keeping import kept, seconds
+from models import common_arguments, own
 
 import erase
 import probe
 from probe._result import ORIGINAL
-from probe._result_rows import read_rows
 
 HERE = Path(__file__).resolve().parent
 OUT = Path("runs/claims/resag")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SPLITS = ("explicit", "preserve_test", "preserve_fit")
 
 #: Of gates on the embedded model: its text is 32 x 128, its layers are small; steps are larger and stages shorter.
 SETTINGS: dict[str, Any] = {
     "rank": 4, "gate_rank": 16, "eta": 0.5, "anchor_weight": 1e3, "stages": 3, "iterations": 300,
     "first_iterations": 1200, "adversary_iterations": 200, "lr": 1e-3, "first_lr": 3e-3, "adversaries": 8,
 }  # fmt: skip
-STRENGTHS = (0.5, 1.0, 1.5, 2.0)
-
-
-def kept(label: str, make: Callable[[], Any], out: Path = OUT) -> Any:
-    """The edit of that label: loaded if it was made before, else made and saved; its report has the seconds."""
-    path = out / "edits" / label.replace(" ", "_")
-    if (path / "edit.json").is_file():
-        return erase.load_edit(path)
-    start = time.perf_counter()
-    edit = make()
-    edit.save_pretrained(path)
-    (path / "seconds.txt").write_text(f"{time.perf_counter() - start:.2f}\n")
-    return edit
-
-
-def seconds(label: str, out: Path = OUT) -> float:
-    """How long it took to make the edit of that label."""
-    return float((out / "edits" / label.replace(" ", "_") / "seconds.txt").read_text())
-
-
-def one_by_one(method: str, names: Sequence[str], seed: int, out: Path = OUT, **options: Any) -> list[Any]:
-    """An edit of each concept by `erase.resag`, `erase.low_rank` or `erase.spm`, each trained once."""
-    world, eraser = probe.concepts("emoji"), getattr(erase, method)
-    variant = "".join(f"-{key}={value}" for key, value in sorted(options.items()))
-    defaults = SPM if method == "spm" else SETTINGS if method == "resag" else LINEAR
-    found = []
-    for name in names:
-        made = lambda name=name: eraser(own(), world[name], seed=seed, progress=False, **defaults | options)  # noqa: E731
-        found.append(kept(f"{method}-{name}-{seed}{variant}", made, out))
-    return found
-
-
 LINEAR = {key: value for key, value in SETTINGS.items() if key != "gate_rank"}
 #: 300 iterations a concept here; the published 3,000 are of a model that is two hundred times as large.
 SPM: dict[str, Any] = {"iterations": 300, "x_t": "cached", "lr": 1e-3, "similarity": "centred"}
+DEFAULTS = {"resag": SETTINGS, "low_rank": LINEAR, "spm": SPM}
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+#: Judged beside the rate on the concepts' own prompts: what shows nothing, what else is still there, another judge.
+BESIDE = ("broken", "content_kept", "rate_second")
+
+
+def one_by_one(method: str, names: Sequence[str], seed: int, out: Path, **options: Any) -> list[Any]:
+    """An edit of each concept by `erase.resag`, `erase.low_rank` or `erase.spm`, each trained once.
+
+    ``preserve`` names concepts, if it is given.
+    """
+    world, eraser = probe.concepts("emoji"), getattr(erase, method)
+
+    def made(name: str, _: Path) -> Any:
+        told = {**DEFAULTS[method], **options}
+        if "preserve" in told:
+            told["preserve"] = [world[other] for other in told["preserve"]]
+        return eraser(own(), world[name], seed=seed, progress=False, **told)
+
+    return [kept(*recipe(method, name, seed, **options), partial(made, name), out) for name in names]
+
+
+def recipe(method: str, name: str, seed: int, **options: Any) -> tuple[str, dict[str, Any]]:
+    """Label and options of one concept's edit, as they are kept."""
+    return f"{method}-{name}-{seed}", {**DEFAULTS[method], **options, "seed": seed}
+
+
+def seconds_of(method: str, names: Sequence[str], seed: int, out: Path, **options: Any) -> float:
+    """How long it took to train these concepts."""
+    return sum(seconds(*recipe(method, name, seed, **options), out) for name in names)
 
 
 def measured(
-    pipe: Any,
-    edits: Mapping[str, Any],
-    names: Sequence[str],
-    out: Path,
-    images: Mapping[str, int],
-    batch_size: int = 20,
+    pipe: Any, edits: Mapping[str, Any], names: Sequence[str], out: Path, args: argparse.Namespace
 ) -> pd.DataFrame:
     """One row an edit: how often what is erased is still shown, and what else loses, with paired intervals.
 
-    ``images``: pictures in all of ``explicit``, ``preserve_test`` and ``preserve_fit``. Intervals have concepts for
-    clusters, because prompts of one concept fail together.
+    Intervals have concepts for clusters, because prompts of one concept fail together.
     """
-    world = probe.concepts("emoji")
-    common = {"world": world, "metrics": ("rate", "broken"), "batch_size": batch_size, "out": out}
-    erased = {label: list(names) for label in edits}
-    probe.evaluate(pipe, edits, list(names), splits=("explicit",), erased=erased,
-                   n_prompts=max(1, images["explicit"] // len(names)), **common)  # fmt: skip
-    others = {split: count for split, count in images.items() if split != "explicit"}
-    probe.evaluate(pipe, edits, [names[0]], splits=tuple(others), erased=erased, n_prompts=others, **common)
+    world, images = probe.concepts("emoji"), of_images(args)
+    labels = {label: f"{label} {edit.id[:6]}" for label, edit in edits.items()}
+    common = {"world": world, "batch_size": args.batch_size, "out": out,
+              "erased": {labels[label]: list(names) for label in edits}}  # fmt: skip
+    by_label = {labels[label]: edit for label, edit in edits.items()}
+    cells = probe.evaluate(pipe, by_label, list(names), splits=("explicit",), metrics=("rate", *BESIDE),
+                           n_prompts=max(1, images.pop("explicit") // len(names)), **common)  # fmt: skip
+    probe.evaluate(pipe, by_label, [names[0]], splits=tuple(images), n_prompts=images, metrics=("rate",), **common)
     rows = judged(out)
-    return pd.DataFrame([summary(rows, label, edit.id, names, world) for label, edit in edits.items()])
+    return pd.DataFrame([
+        summary(rows, label, edit.id, names, world) | beside(cells[cells["edit"] == labels[label]])
+        for label, edit in edits.items()
+    ])  # fmt: skip
 
 
-def judged(out: Path) -> pd.DataFrame:
-    """Every judged picture: edit_id, the concept that its prompt is about, prompt, seed, shown (0, 1 or NaN)."""
-    table = pd.DataFrame(read_rows(out))
-    about = table["prompt_id"].str.partition("/")[0]
-    return table[["edit_id", "prompt", "seed"]].assign(concept=about, shown=table["shown"].astype(float))
+def beside(cells: pd.DataFrame) -> dict[str, float]:
+    """What stands beside the rate, over all erased concepts; NaN where none of their pictures could be judged."""
+    found = {}
+    for metric in BESIDE:
+        part = cells[(cells["metric"] == metric) & (cells["n"] > 0)]
+        found[metric] = float((part["value"] * part["n"]).sum() / part["n"].sum()) if len(part) else float("nan")
+    return found
 
 
 def summary(rows: pd.DataFrame, label: str, edit_id: str, names: Sequence[str], world: Any) -> dict[str, Any]:
     """Rates and losses of one edit."""
     pairs = paired(rows, edit_id, ORIGINAL)
     about = pairs[pairs["concept"].isin(names)]
-    rate = probe.stats.cluster_bootstrap(about["shown"], about["concept"], bounds=(0, 1))
-    found: dict[str, Any] = {"edit": label, "erased_n": rate.n, "shown": rate.value, "low": rate.low, "high": rate.high,
-                             "original": about["shown_other"].mean()}  # fmt: skip
+    own_rate = rate(about, "shown", "concept")
+    found: dict[str, Any] = {"edit": label, "erased_n": own_rate.n, "shown": own_rate.value, "low": own_rate.low,
+                             "high": own_rate.high, "original": about["shown_other"].mean()}  # fmt: skip
     for split in ("preserve_test", "preserve_fit"):
         part = pairs[pairs["concept"].isin(set(world.lists[split]) - set(names))]
-        loss = probe.stats.paired_difference(part["shown"], part["shown_other"], part["concept"], bounds=(0, 1))
+        loss = difference(part, "shown_other", "shown", "concept")
         found |= {
             f"{split}_n": loss.n,
             f"{split}_loss": loss.value,
@@ -116,31 +117,30 @@ def summary(rows: pd.DataFrame, label: str, edit_id: str, names: Sequence[str], 
     return found
 
 
-def paired(rows: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
-    """The pictures that two edits, by id, both drew, side by side: ``shown`` and ``shown_other``."""
-    keys = ["concept", "prompt", "seed"]
-    left, right = rows[rows["edit_id"] == one], rows[rows["edit_id"] == other]
-    return left.merge(right[[*keys, "shown"]], on=keys, suffixes=("", "_other"))
-
-
 def compared(rows: pd.DataFrame, one: str, other: str, names: Sequence[str], split: str = "preserve_test") -> Any:
     """How much more ``other`` loses than ``one`` on what must survive, paired, concepts for clusters."""
     world = probe.concepts("emoji")
     pairs = paired(rows, one, other)
     part = pairs[pairs["concept"].isin(set(world.lists[split]) - set(names))]
-    return probe.stats.paired_difference(part["shown_other"], part["shown"], part["concept"], bounds=(0, 1))
+    return difference(part, "shown", "shown_other", "concept")
 
 
-def arguments(about: str, name: str, images: Mapping[str, int]) -> argparse.ArgumentParser:
+def arguments(about: str | None, name: str, images: Mapping[str, int]) -> argparse.ArgumentParser:
     """What every row can be told."""
-    parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OUT)
-    dtype_argument(parser)
-    parser.add_argument("--csv", type=Path, default=HERE / f"{name}.csv")
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    common_arguments(parser, OUT, HERE / f"{name}.csv")
     parser.add_argument("--images", nargs=3, type=int, default=list(images.values()), metavar=tuple(images))
     return parser
 
 
 def of_images(args: argparse.Namespace) -> dict[str, int]:
-    """Pictures by split, as the command line says."""
-    return dict(zip(("explicit", "preserve_test", "preserve_fit"), args.images, strict=True))
+    """Pictures in all of each split, as the command line says."""
+    return dict(zip(SPLITS, args.images, strict=True))
+
+
+def write(rows: Sequence[pd.DataFrame], path: Path) -> pd.DataFrame:
+    """The CSV of what is measured so far."""
+    table = pd.concat(rows, ignore_index=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.round(4).to_csv(path, index=False, lineterminator="\n")
+    return table

@@ -1,6 +1,6 @@
 """Growth: 1, 5, 10 and 20 concepts erased by merged gates: erased, remaining, time, size, and what drawing costs.
 
-    python benchmarks/claims/resag_growth.py [--counts 1 5 10 20] [--out runs/claims/resag]
+    python benchmarks/claims/resag_growth.py [--plan] [--counts 1 5 10 20] [--dtype bfloat16]
 
 Concepts are those of ``erase_20``, which begins with those of ``erase_10``; each is learned once, apart. What drawing
 costs is the time of a pipeline call with the gates over one without, in turn. Writes ``resag_growth.csv`` and ``.png``.
@@ -8,15 +8,17 @@ costs is the time of a pipeline call with the gates over one without, in turn. W
 
 from __future__ import annotations
 
+import argparse
 import time
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from keeping import MAKING, tell, tell_kept
 from matplotlib.figure import Figure
-from models import drawing, own
-from resag_common import COLOURS, arguments, measured, of_images, one_by_one, seconds
+from models import opened, own, parsed
+from resag_common import COLOURS, OUT, arguments, measured, one_by_one, seconds_of, write
 
 import erase
 import probe
@@ -30,19 +32,31 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", type=int, default=5, help="pairs of pipeline calls that are timed")
-    args = parser.parse_args()
-    pipe, world = drawing(args.dtype), probe.concepts("emoji")
+    args = parsed(parser, OUT)
+    every = list(probe.concepts("emoji").lists["erase_20"])
+    if impossible := [count for count in args.counts if not 1 <= count <= len(every)]:
+        parser.error(f"erase_20 has {len(every)} concepts, not {impossible[0]}")
+    if args.plan:
+        return plan(args)
+    pipe, _ = opened(args)
     own().set_progress_bar_config(disable=True)
-    every, rows = list(world.lists["erase_20"]), []
-    for count in [c for c in args.counts if c <= len(every)]:
+    rows, table = [], pd.DataFrame()
+    for count in args.counts:
         names = every[:count]
         edit = erase.stack(*one_by_one("resag", names, args.seed, args.out), name=f"resag-{count}")
-        table = measured(pipe, {f"{count} {edit.id[:6]}": edit}, names, args.out / "growth", of_images(args))
-        spent = sum(seconds(f"resag-{name}-{args.seed}", args.out) for name in names)
+        found = measured(pipe, {str(count): edit}, names, args.out / "judged" / "growth", args)
+        spent = seconds_of("resag", names, args.seed, args.out)
         cost = cost_of_drawing(own(), edit, args.calls)
-        rows.append(table.assign(concepts=count, seconds=spent, megabytes=edit.nbytes / 1e6, drawing=cost))
-        pd.concat(rows).round(4).to_csv(args.csv, index=False, lineterminator="\n")
-    draw(pd.concat(rows), args.csv.with_suffix(".png"))
+        rows.append(found.assign(concepts=count, seconds=spent, megabytes=edit.nbytes / 1e6, drawing=cost))
+        table = write(rows, args.csv)
+    return draw(table, args.csv.with_suffix(".png"))
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Pictures and minutes of a whole run; a timed call is one picture."""
+    pictures = 2 * len(args.counts) * (sum(args.images) + args.calls + 1)
+    tell(f"{max(args.counts)} concepts", pictures, max(args.counts) * MAKING["resag"], args)
+    tell_kept(args)
 
 
 def cost_of_drawing(pipe: Any, edit: Any, pairs: int) -> float:

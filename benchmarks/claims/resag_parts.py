@@ -1,6 +1,6 @@
 """Each part of residual attention gates matters: left out or changed one by one, on 3 characters of ``erase_10``.
 
-    python benchmarks/claims/resag_parts.py [--variants whole "no gate" ...] [--out runs/claims/resag]
+    python benchmarks/claims/resag_parts.py [--plan] [--variants whole "no gate" ...] [--dtype bfloat16]
 
 Every variant learns the same characters apart and is merged; what it erases and what ``preserve_test`` loses stand
 beside the whole method's. "linear only" is `erase.low_rank`; "anchors from everything" may also read ``preserve_test``,
@@ -9,12 +9,14 @@ which no method may: it says what the choice of anchors could give at most. Writ
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import pandas as pd
+from keeping import MAKING, tell, tell_kept
 from matplotlib.figure import Figure
-from models import drawing, own
-from resag_common import COLOURS, SETTINGS, arguments, kept, measured, of_images, one_by_one
+from models import opened, parsed
+from resag_common import COLOURS, OUT, SETTINGS, arguments, measured, one_by_one, write
 
 import erase
 import probe
@@ -48,39 +50,40 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    pipe, tables = drawing(args.dtype), []
+    args = parsed(parser, OUT)
+    if args.plan:
+        return plan(args)
+    pipe, _ = opened(args)
+    rows, table = [], pd.DataFrame()
     for variant in args.variants:
         edit = made(variant, args)
-        table = measured(pipe, {f"{variant} {edit.id[:6]}": edit}, args.concepts, args.out / "parts", of_images(args))
+        found = measured(pipe, {variant: edit}, args.concepts, args.out / "judged" / "parts", args)
         parts = edit.report.get("parts", {variant: edit.report})  # a stack of one is that one
         reports = [one for part in parts.values() for one in part["concepts"].values()]
         said = {key: sum(r[key] for r in reports) / len(reports) for key in ("reached", "kept")}
-        tables.append(table.assign(variant=variant, **said))
-        done = pd.concat(tables, ignore_index=True)
-        done.round(4).to_csv(args.csv, index=False, lineterminator="\n")
-    draw(done, args.csv.with_suffix(".png"))
+        rows.append(found.assign(variant=variant, **said))
+        table = write(rows, args.csv)
+    return draw(table, args.csv.with_suffix(".png"))
 
 
-def made(variant: str, args: Any) -> Any:
+def plan(args: argparse.Namespace) -> None:
+    """Pictures and minutes of a whole run."""
+    pictures = (len(args.variants) + 1) * sum(args.images)
+    making = sum(MAKING["low_rank" if v == "linear only" else "resag"] for v in args.variants) * len(args.concepts)
+    tell(f"{len(args.variants)} variants on {len(args.concepts)} concepts", pictures, making, args)
+    tell_kept(args)
+
+
+def made(variant: str, args: argparse.Namespace) -> Any:
     """The characters of one variant in one edit."""
+    options = dict(VARIANTS[variant])
+    if variant == "anchors from everything":
+        lists = probe.concepts("emoji").lists
+        every = [n for split in ("preserve_fit", "preserve_test") for n in lists[split] if n not in args.concepts]
+        options = {"preserve": every, "nearest": None}
+    method = "low_rank" if variant == "linear only" else "resag"
     name = f"{variant}-{len(args.concepts)}"
-    if variant == "linear only":
-        return erase.stack(*one_by_one("low_rank", args.concepts, args.seed, args.out), name=name)
-    if variant != "anchors from everything":
-        return erase.stack(*one_by_one("resag", args.concepts, args.seed, args.out, **VARIANTS[variant]), name=name)
-    world = probe.concepts("emoji")
-    every = [
-        world[n] for split in ("preserve_fit", "preserve_test") for n in world.lists[split] if n not in args.concepts
-    ]
-
-    def make(concept: str) -> Any:
-        return erase.resag(
-            own(), world[concept], preserve=every, nearest=None, seed=args.seed, progress=False, **SETTINGS
-        )
-
-    parts = [kept(f"resag-{c}-{args.seed}-everything", lambda c=c: make(c), args.out) for c in args.concepts]
-    return erase.stack(*parts, name=name)
+    return erase.stack(*one_by_one(method, args.concepts, args.seed, args.out, **options), name=name)
 
 
 def draw(table: pd.DataFrame, path: Any) -> None:

@@ -23,6 +23,9 @@ from probe.world import Concept
 
 FOLDER = Path("data/emoji/concepts")
 FIT, TEST_EXPLICIT, TEST_OTHER, FIT_OTHER = 40, 120, 40, 20
+#: Drawn just below the benchmark's bar (0.85 of 0.90 on the choosing set, at least 0.85 on the reporting one): they
+#: fill ``erase_20``, so that it takes nothing from the lists of what must survive.
+NEARLY_BENCHMARK = ("hammer", "helicopter", "house", "owl")
 
 
 def file_name(name: str) -> str:
@@ -192,12 +195,14 @@ def all_concepts() -> Iterator[Concept]:
 def lists(objects: list[str], characters: list[str]) -> dict[str, list[str]]:
     """The named lists, from a benchmark list of objects (best drawn first) and characters (likewise).
 
-    Erase sets come first; the rest is cut into two disjoint halves, stratified by kind and category.
+    Erase sets come first; the rest is cut into two disjoint halves, stratified by kind and category. Every fourth
+    benign object is erased; what these lack of ten comes from below the benchmark.
     """
     kinds = category_of()
     members = {m for names in GROUPS.values() for m in names}
     benign = [o for o in objects if o not in members and o != "church"]
-    erase_10, ten_objects = characters[:10], benign[::4][:10]
+    erase_10 = characters[:10]
+    ten_objects = [*benign[::4], *(o for o in NEARLY_BENCHMARK if o not in objects)][:10]
     rest_characters = [c for c in characters if c not in erase_10]
     rest_objects = sorted((o for o in objects if o not in ten_objects), key=lambda o: (kinds[o], objects.index(o)))
     return {

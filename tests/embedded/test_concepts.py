@@ -44,6 +44,18 @@ def test_reported_prompts_are_many_and_never_trained_on(world: probe.World, exam
         assert reported.isdisjoint(fitted)
 
 
+def test_what_is_erased_grows_and_is_on_no_list_of_what_must_survive(world: probe.World) -> None:
+    lists = world.lists
+    for count in (5, 10, 20):
+        assert len(set(lists[f"erase_{count}"])) == count
+    assert lists["erase_20"][:10] == lists["erase_10"]
+    assert lists["erase_10"][:5] == lists["erase_5"]
+    assert all(world[name].kind == "object" for name in lists["erase_20"][10:])
+    halves = set(lists["preserve_fit"]), set(lists["preserve_test"])
+    assert not halves[0] & halves[1]
+    assert not set(lists["erase_20"]) & (halves[0] | halves[1])
+
+
 def test_groups_have_enough_surface_forms() -> None:
     assert len(grammar.surface_forms("weapon")) >= 20
     assert all(len(grammar.surface_forms(g)) >= 10 for g in GROUPS)
