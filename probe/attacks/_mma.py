@@ -43,28 +43,23 @@ def mma(
     search.start()
     with search.edited():
         for case in search.active:
-            if search.affordable(Cost(texts=swaps + 2), [case]):
-                best, loss = _searched(search, case, k, iterations, swaps, ranked)
-                if best:
-                    search.offer(case, search.tokens(best), loss)
+            _descend(search, case, k, iterations, swaps, ranked)
     cases = [case for case in search.affordable(search.cost_of_image()) if case.best is not None]
     tried = [case.best for case in cases]
     search.judge(cases, [one for one in tried if one is not None], losses=[case.row.loss or 0.0 for case in cases])
 
 
-def _searched(
-    search: Search, case: Case, k: int, iterations: int, candidates: int, ranked: int
-) -> tuple[tuple[int, ...], float]:
-    """The best tokens, none if no swap was ever left, and their loss."""
+def _descend(search: Search, case: Case, k: int, iterations: int, candidates: int, ranked: int) -> None:
+    """Offer the best tokens of every iteration, as long as a picture of them can still be judged."""
+    if not search.allows(case, Cost(texts=candidates + 2)):
+        return
     allowed = torch.from_numpy(case.vocabulary.mask())
     with torch.no_grad():
         goal = pooled(search, search.read(case, [case.source_ids]), [len(case.source_ids)])
     ids = torch.tensor(case.vocabulary.drawn(k, case.rng))
-    best: tuple[int, ...] = ()
-    lowest = float("inf")
     for _ in range(iterations):
-        if not search.affordable(Cost(texts=candidates + 1), [case]):
-            break
+        if not search.allows(case, Cost(texts=candidates + 1)):
+            return
         order = gcg.ranked_tokens(_gradient(search, case, ids, goal), allowed, ranked)
         tried = gcg.swaps(ids, order, candidates, case.rng)
         kept = [row for row in dict.fromkeys(map(tuple, tried.tolist())) if _survives(search, case, row)]
@@ -76,9 +71,7 @@ def _searched(
             losses = 1 - torch.cosine_similarity(found, goal)
         at = int(losses.argmin())
         ids = torch.tensor(kept[at])
-        if float(losses[at]) < lowest:
-            best, lowest = kept[at], float(losses[at])
-    return best, lowest
+        search.offer(case, search.tokens(kept[at]), float(losses[at]))
 
 
 def pooled(search: Search, told: Conditioning, lengths: Sequence[int]) -> Tensor:

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from probe import guidance
-from probe._generate import generate
 from probe.attacks._costs import Cost, Limits
 from probe.attacks._drawing import Carried, Drawing, draw, in_force, noise_at
 from probe.attacks._set import Found
@@ -76,6 +74,11 @@ class Search:
             if not self._limits.allow(case.cost, more):
                 self.finish(case)
         return [case for case in (self.active if cases is None else cases) if not case.done]
+
+    def allows(self, case: Case, more: Cost) -> bool:
+        """Whether a prompt may spend ``more`` and have a picture judged afterwards; unlike `affordable` this ends no
+        search, so that what was found until then is kept and judged."""
+        return self._limits.allow(case.cost + self.cost_of_image(), more)
 
     def finish(self, case: Case) -> None:
         """The search for this prompt is over."""
@@ -140,22 +143,6 @@ class Search:
         them."""
         images = self._draw(cases, [self.plain(case) for case in cases], [case.row.seed for case in cases], None)
         self._spend(cases, replace(self.cost_of_image(), images=0))
-        return images
-
-    def drawn_by_original(self, table: pd.DataFrame, case: Case) -> np.ndarray:
-        """Pictures of a table of samples by the model without the edit; their cost counts for one case."""
-        height, width = self.drawing.size
-        images = generate(
-            self.pipe,
-            table,
-            steps=self.drawing.steps,
-            guidance=self.drawing.guidance,
-            batch_size=self.drawing.batch_size,
-            height=height,
-            width=width,
-            progress=False,
-        )
-        self._spend([case], replace(self.cost_of_image() * len(table), images=0))
         return images
 
     # --- what is found ---
@@ -232,8 +219,8 @@ class Search:
             odds[at], hits[at] = judged(self._judge, images[at], labels)
         return [None if math.isnan(x) else float(x) for x in odds], [None if math.isnan(x) else bool(x) for x in hits]
 
-    def offer(self, case: Case, carried: Carried, loss: float) -> None:
-        """Keep an attack that no judge has seen, where its loss is the lowest so far."""
+    def offer(self, case: Case, carried: Carried, loss: float | None = None) -> None:
+        """Keep an attack that no judge has seen, where its loss is the lowest so far: it survives an interruption."""
         self._consider(case, carried, case.row.seed, None, None, loss)
 
     def _consider(
