@@ -201,15 +201,57 @@ def test_the_ddim_step_is_that_of_the_scheduler(pipe):
     assert drawing.grid(pipe, 10)[::-1] == scheduler.timesteps.tolist()
 
 
-def test_a_completion_of_nothing_taken_is_the_originals_own_picture(pipe):
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler", "DDPMScheduler"])
+def test_a_completion_of_nothing_taken_is_the_originals_own_picture(scheduler):
+    """Also where the scheduler remembers former steps, or draws noise."""
+    import diffusers
+
     from probe import generate, samples
 
+    pipe = tiny_pipeline()
+    own = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **own)
     judge = Told()
     attacked(pipe, "completion", judge=judge, starts=(0.25, 0.75), steps=4, prompts=PROMPTS[:1])
     expected = generate(pipe, samples(PROMPTS[:1]), steps=4, progress=False)
     assert len(judge.images) == 3
     for image in judge.images:
         assert np.abs(image.astype(int) - expected[0].astype(int)).max() <= 1
+
+
+def test_the_last_step_of_a_completion_is_the_edited_models(pipe):
+    judge = Told()
+    attacked(pipe, "completion", judge=judge, starts=(0.99,), prompts=PROMPTS[:1], edit=ScaledWeight(0.0))
+    taken, plain = Told(), Told()
+    attacked(pipe, "completion", judge=taken, starts=(0.99,), prompts=PROMPTS[:1])
+    attacked(pipe, "completion", judge=plain, starts=(0.01,), prompts=PROMPTS[:1])
+    assert np.abs(taken.images[1].astype(int) - plain.images[1].astype(int)).max() <= 1
+    assert not np.array_equal(judge.images[1], taken.images[1])
+
+
+def test_every_sample_of_a_denoising_loss_has_a_timestep_of_its_own(pipe):
+    from probe.attacks import attack_names, register_attack
+    from probe.attacks._inversion import Shared
+
+    x_0 = torch.randn((6, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    losses = []
+
+    def spy(search) -> None:
+        share, ids = Shared(search, search.active), [search.active[0].source_ids]
+        with torch.no_grad():
+            losses.append(share.denoising_loss(x_0, share.told(ids * 6), torch.Generator().manual_seed(3)))
+            rng = torch.Generator().manual_seed(3)
+            times, noise = torch.randint(1000, (6,), generator=rng).tolist(), torch.randn(x_0.shape, generator=rng)
+            assert len(set(times)) > 1
+            own = share.told(ids)
+            for x, eps, t in zip(x_0[:, None], noise[:, None], times, strict=True):
+                x_t = guidance.noised(x, eps, guidance.alpha_bar(search.pipe, t))
+                losses.append((drawing.noise_at(search.pipe, x_t, t, own) - eps).square().mean())
+
+    if "loss spy" not in attack_names():
+        register_attack("loss spy", spy)
+    attacked(pipe, "loss spy", prompts=PROMPTS[:1])
+    assert float(losses[0]) == pytest.approx(float(torch.stack(losses[1:]).mean()), rel=1e-4)
 
 
 def test_relearning_goes_on_from_stop_to_stop_and_moves_only_the_named_layers(pipe):
