@@ -277,7 +277,7 @@ def _identity(
     table = pd.DataFrame([(r.concept, r.prompt_id, r.source, r.seed, r.guidance) for r in rows])
     return {
         "method": method.name,
-        "options": dict(options),
+        "options": method.identity(options),
         "vocab": vocab if method.tokens else "none",
         "vocabularies": {name: v.id for name, v in allowed.items()} if method.tokens else {},
         "found_on": ORIGINAL if edit is None else str(edit.id),

@@ -136,6 +136,23 @@ def test_mma_without_a_swap_that_may_be_spelt_draws_anew_and_says_if_it_found_no
     assert max(apart[:12]) > 2, "two swaps around one start differ in two tokens at most"
 
 
+def test_mma_begins_from_random_tokens_or_from_single_letters(pipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr("probe.attacks._mma._survives", lambda _search, _case, ids: seen.append(ids))
+    tokens = [f"{sign}</w>" for sign in "abc0123456789"]
+    options = {**SMALL["mma"], "iterations": 1, "k": 8, "prompts": PROMPTS[:1], "tokens": tokens}
+    sets = {begin: attacked(pipe, "mma", begin=begin, **options) for begin in ("random", "letters")}
+    known = pipe.tokenizer.convert_ids_to_tokens
+    letters = [sum(token in tokens[:3] for token in known(list(ids))) for ids in seen]
+    assert min(letters[-6:]) >= 7, "one swap from eight letters"
+    assert max(letters[:-6]) < 7
+    plain = attacked(pipe, "mma", **options)
+    assert plain.id == sets["random"].id != sets["letters"].id
+    assert "begin" not in plain.identity["options"], "sets that were made before there was a choice go on"
+    with pytest.raises(BadInput, match="no letters"):
+        attacked(pipe, "mma", begin="letters", **{**options, "tokens": ["1</w>", "a"]})
+
+
 def test_mma_finds_tokens_whose_pooled_text_is_nearer_and_says_how_near(pipe):
     options = {"k": 3, "swaps": 24, "ranked": 16, "prompts": PROMPTS[:1]}
     losses = [attacked(pipe, "mma", iterations=n, **options).rows[0].loss for n in (1, 6)]
