@@ -270,7 +270,7 @@ def _advantage(
     options: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """The rate less that of the stronger baseline on the same edit and prompts, paired by prompt."""
-    own = {row.key: i for i, row in enumerate(one.attack_set)}
+    own = {row.target: i for i, row in enumerate(one.attack_set)}
     rivals = []
     for other, edited, unedited in seen:
         if (
@@ -283,7 +283,7 @@ def _advantage(
             continue
         if other.attack_set.vocab not in (one.attack_set.vocab, "none"):
             continue
-        places = {row.key: i for i, row in enumerate(other.attack_set)}
+        places = {row.target: i for i, row in enumerate(other.attack_set)}
         if set(own) - set(places):
             logger.warning("%r lacks prompts of %r: no advantage", other.attack_set, one.attack_set)
             continue

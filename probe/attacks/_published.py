@@ -100,7 +100,7 @@ def read_prompts(
         "columns": of,
         "too_long": too_long,
     }
-    return AttackSet(provenance.stamp(identity), list({row.key: row for row in rows}.values()))
+    return AttackSet(provenance.stamp(identity), rows)
 
 
 def _column(table: pd.DataFrame, key: str, given: str | None) -> str | None:

@@ -66,8 +66,13 @@ class Found:
     tensors: str = ""
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """Which prompt of which concept this is an answer to."""
+    def key(self) -> tuple[str, str, str, int]:
+        """What there is one row of in a set; published sets answer one prompt in several rows."""
+        return self.concept, self.prompt_id, self.source, self.seed
+
+    @property
+    def target(self) -> tuple[str, str, int]:
+        """Which prompt of which concept this is an answer to, in any set."""
         return self.concept, self.source, self.seed
 
     def to_json(self) -> dict[str, Any]:
@@ -231,7 +236,7 @@ class Log:
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any], *, force: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.made = provenance.stamp(identity)
-        self.rows: dict[tuple[str, str, int], Found] = {}
+        self.rows: dict[tuple[str, str, str, int], Found] = {}
         self.tensors: dict[str, dict[str, Tensor]] = {}
         if self.path is None:
             return

@@ -324,6 +324,15 @@ def test_published_prompts_bring_their_seeds_and_guidance(pipe, tmp_path):
     assert np.abs(drawn[0].astype(int) - expected[0].astype(int)).max() <= 1
 
 
+def test_published_prompts_of_one_target_are_all_kept(pipe, tmp_path):
+    table = {"adv_prompt": ["q w", "x y", "x z"], "target_prompt": ["a church", "a church", "a church by the sea"]}
+    pd.DataFrame(table).to_csv(tmp_path / "theirs.csv", index=False)
+    found = read_prompts(tmp_path / "theirs.csv", pipe, CHURCH)
+    assert [(row.source, row.prompt) for row in found] == list(zip(*reversed(table.values()), strict=True))
+    found.save(tmp_path / "set")
+    assert [row.to_json() for row in AttackSet.load(tmp_path / "set")] == [row.to_json() for row in found]
+
+
 def test_published_prompts_that_cannot_be_read_are_named(pipe, tmp_path):
     file = tmp_path / "theirs.csv"
     with pytest.raises(BadInput, match="no file of prompts"):
