@@ -20,8 +20,9 @@ from probe._samples import digest, samples
 from probe.attacks import _registry as registry
 from probe.attacks._costs import Cost, read_budget, seconds
 from probe.attacks._drawing import Drawing, in_force, noise_at
+from probe.attacks._found import Found
 from probe.attacks._search import Case, Search, case_rng, source_ids
-from probe.attacks._set import AttackSet, Found, Log
+from probe.attacks._set import AttackSet, Log
 from probe.attacks._speaking import encoders, table_of, told
 from probe.attacks._vocabulary import Vocabulary, vocabulary
 from probe.errors import BadInput, unknown_name

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from probe import provenance
-from probe.attacks._set import AttackSet, Found
+from probe.attacks._found import Found
+from probe.attacks._set import AttackSet
 from probe.attacks._speaking import ids_of, room
 from probe.errors import BadInput, nearest
 

@@ -103,9 +103,10 @@ def add(method: Method) -> None:
     _METHODS[method.name] = Method(**{**vars(method), "function": validated(method.function)})
 
 
-add(Method("random", random, lambda o, image, n: image * o["images"], {"paper": {"images": 51}}))
+# as many pictures as the attack with the most: unlearn_diff's 1 + 8 (quick), p4d's 1 + 60 (paper)
+add(Method("random", random, lambda o, image, n: image * o["images"], {"paper": {"images": 61}}))
 add(
-    Method("seed_search", seed_search, lambda o, image, n: image * o["images"], {"paper": {"images": 51}}, tokens=False)
+    Method("seed_search", seed_search, lambda o, image, n: image * o["images"], {"paper": {"images": 61}}, tokens=False)
 )
 add(
     Method(
