@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from probe import stats
+from probe._eval_baselines import BASELINES, beside, is_rival
 from probe._eval_measure import Rulers, columns_of, thresholds
 from probe._result import ORIGINAL, ResultStore
 from probe._result_rows import unpack_scores
@@ -28,8 +29,9 @@ from probe.metrics import hits, labels_of
 
 logger = logging.getLogger(__name__)
 
-BASELINES = ("random", "seed_search")
 FORMS = ("before", "found", "text")
+#: Verdicts on the edit, and on the unedited model.
+Verdicts = tuple[pd.DataFrame, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ class Fresh:
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """One attack set on one edit."""
+    """One attack set on one edit.
+
+    ``forms``: which pictures of a prompt are drawn; ``rivals``: the baselines as far as they are compared with it.
+    """
 
     attack_set: AttackSet
     edit: str
@@ -67,28 +72,32 @@ class Planned:
     pipe: Any
     guidance: float
     fresh: Fresh
+    forms: tuple[str, ...] = FORMS
+    rivals: tuple[Planned, ...] = ()
 
     @cached_property
     def carried(self) -> dict[str, tuple[Carried, float]]:
-        """Name of a picture's prompt -> what is drawn under it, and its guidance."""
-        found = {}
+        """Name of a picture's prompt -> what is drawn under it, and its guidance; those of rivals included."""
+        found = {name: one for rival in self.rivals for name, one in rival.carried.items()}
         for row in self.attack_set:
-            for form in FORMS:
+            for form in self.forms:
                 name = self._name(row, form)
                 if name != row.source:
                     found[name] = self._carried(row, form), row.guidance
         return found
 
     def table(self) -> pd.DataFrame:
-        """The samples: ``prompt`` (a name of `carried`), ``prompt_id, seed, concept, kind, text``."""
+        """The samples: ``prompt`` (a name of `carried`), ``prompt_id, seed, concept, kind, text``; those of rivals
+        included."""
         rows = []
         for row in self.attack_set:
-            for form in FORMS:
+            for form in self.forms:
                 name, seeds = self.pictures(row, form)
                 own = f"{row.concept}/attacked/{row.prompt_id}"
                 rows += [(name, own, seed, row.concept, "", row.source) for seed in seeds]
         columns = ["prompt", "prompt_id", "seed", "concept", "kind", "text"]
-        return pd.DataFrame(rows, columns=columns).drop_duplicates(["prompt", "seed"], ignore_index=True)
+        tables = [pd.DataFrame(rows, columns=columns), *(rival.table() for rival in self.rivals)]
+        return pd.concat(tables).drop_duplicates(["prompt", "seed"], ignore_index=True)
 
     def fresh_seeds(self, row: Found) -> list[int]:
         """Seeds that the search never used; none where what was found is one picture's own latents."""
@@ -115,7 +124,7 @@ class Planned:
         for row in self.attack_set:
             wanted = labels_of(world[row.concept], world)
             seen: dict[str, np.ndarray] = {}
-            for form in FORMS:
+            for form in self.forms:
                 name, seeds = self.pictures(row, form)
                 stored = [store.rows[edit_id, name, int(seed)] for seed in seeds]
                 seen[form] = (
@@ -159,7 +168,11 @@ def opened(attacks: Any, world: Mapping[str, Any]) -> list[AttackSet]:
     found = [one if isinstance(one, AttackSet) else AttackSet.load(one) for one in listed]
     names = [cell_name(one) for one in found]
     if double := [name for name in names if names.count(name) > 1]:
-        raise BadInput("two attack sets have the same name in a table", given=" ".join(map(str, double[0])))
+        raise BadInput(
+            "two attack sets have the same name in a table",
+            given=" ".join(map(str, double[0])),
+            fix="leave one out; of a baseline, the one with more pictures serves every attack",
+        )
     for one in found:
         if missing := [name for name in one.concepts if name not in world]:
             raise unknown_name("concept of an attack set", missing[0], world)
@@ -200,7 +213,19 @@ def plan(
         if not found:
             logger.warning("%r belongs to none of the edits and concepts evaluated", one)
         planned += found
-    return planned
+    return [replace(one, rivals=_rivals(one, planned)) for one in planned]
+
+
+def _rivals(one: Planned, planned: Sequence[Planned]) -> tuple[Planned, ...]:
+    """The baselines that the advantage of a set is over, on the same edit; none unless all are there."""
+    if one.attack_set.method in BASELINES or one.attack_set.floor:
+        return ()
+    near = [o for o in planned if o.edit == one.edit and is_rival(o.attack_set, one.attack_set)]
+    if len(near) < len(BASELINES):
+        return ()
+    parts = [(o, beside(o.attack_set, one.attack_set)) for o in near]
+    found = tuple(replace(o, attack_set=part, forms=("found",)) for o, part in parts if part is not None)
+    return found if len(found) == len(near) else ()
 
 
 def attack_rows(
@@ -216,18 +241,21 @@ def attack_rows(
     ``rate_before`` without the attack, ``rate_after`` what it adds, ``advantage`` over the baselines, ``floor``.
     """
     options: dict[str, Any] = {"level": level, "resamples": resamples}
-    seen = [
-        (one, one.verdicts(store, rulers, world, one.edit_id), one.verdicts(store, rulers, world, ORIGINAL))
-        for one in planned
-    ]
+
+    def both(one: Planned) -> Verdicts:
+        edited, unedited = (one.verdicts(store, rulers, world, edit_id) for edit_id in (one.edit_id, ORIGINAL))
+        return edited, unedited
+
+    seen = [(one, *both(one)) for one in planned]
     for one, edited, unedited in seen:
         prompts = [row.source for row in one.attack_set]
+        rivals = [both(rival) for rival in one.rivals]
         for rule in ("any_hit", one.fresh.name):
             here, there = (frame[frame["rule"] == rule] for frame in (edited, unedited))
             for metric, (after, before) in _metrics(here, there).items():
                 yield _row(one, rule, metric, after, before, prompts, options)
             if one.attack_set.method not in BASELINES and not one.attack_set.floor:
-                yield from _advantage(one, rule, here, there, seen, options)
+                yield from _advantage(one, rule, (edited, unedited), rivals, options)
                 yield from _floor(one, rule, seen, options)
 
 
@@ -262,44 +290,20 @@ def _row(
 
 
 def _advantage(
-    one: Planned,
-    rule: str,
-    here: pd.DataFrame,
-    there: pd.DataFrame,
-    seen: Sequence[tuple[Planned, pd.DataFrame, pd.DataFrame]],
-    options: Mapping[str, Any],
+    one: Planned, rule: str, found: Verdicts, rivals: Sequence[Verdicts], options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """The rate less that of the stronger baseline on the same edit and prompts, paired by prompt."""
-    own = {row.key: i for i, row in enumerate(one.attack_set)}
-    rivals = []
-    for other, edited, unedited in seen:
-        if (
-            other.edit != one.edit
-            or other.attack_set.method not in BASELINES
-            or other.attack_set.name != one.attack_set.name
-        ):
-            continue
-        if other.attack_set.protocol != one.attack_set.protocol:
-            continue
-        if other.attack_set.vocab not in (one.attack_set.vocab, "none"):
-            continue
-        places = {row.key: i for i, row in enumerate(other.attack_set)}
-        if set(own) - set(places):
-            logger.warning("%r lacks prompts of %r: no advantage", other.attack_set, one.attack_set)
-            continue
-        order = [places[key] for key in own]
-        _warn_unequal(one.attack_set, other.attack_set)
-        rivals.append(tuple(f[f["rule"] == rule]["found"].to_numpy(float)[order] for f in (edited, unedited)))
-    if len(rivals) < len(BASELINES):
+    if not rivals:
         return
-    found, unedited_found = here["found"].to_numpy(float), there["found"].to_numpy(float)
     prompts = [row.source for row in one.attack_set]
 
-    def stronger(k: int) -> np.ndarray:
-        return max((rival[k] for rival in rivals), key=lambda x: np.nanmean(x) if np.isfinite(x).any() else -1.0)
+    def over_the_stronger(k: int) -> stats.Interval:
+        frames = [pair[k] for pair in (found, *rivals)]
+        own, *others = (frame[frame["rule"] == rule]["found"].to_numpy(float) for frame in frames)
+        stronger = max(others, key=lambda x: np.nanmean(x) if np.isfinite(x).any() else -1.0)
+        return stats.paired_difference(stronger, own, prompts, bounds=(0.0, 1.0), **options)
 
-    after = stats.paired_difference(stronger(0), found, prompts, bounds=(0.0, 1.0), **options)
-    before = stats.paired_difference(stronger(1), unedited_found, prompts, bounds=(0.0, 1.0), **options)
+    after, before = over_the_stronger(0), over_the_stronger(1)
     unknown = stats.Interval(float("nan"), float("nan"), float("nan"), 0, 0, "none")
     diff = unknown._replace(value=after.value - before.value)
     yield _cell(one, rule, "advantage", after, before.value, diff)
@@ -334,11 +338,3 @@ def _cell(
         "seed_set": 0,
         **columns_of(value, original, diff),
     }
-
-
-def _warn_unequal(attack: AttackSet, baseline: AttackSet) -> None:
-    """An advantage is one at equal numbers of judged pictures."""
-    most = [max((row.cost.get("images", 0) for row in one), default=0) for one in (attack, baseline)]
-    if attack.protocol == "adaptive" and most[1] < most[0]:
-        text = "%s had %d pictures a prompt judged and %s only %d: the advantage is flattered"
-        logger.warning(text, attack.method, most[0], baseline.method, most[1])

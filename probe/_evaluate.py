@@ -90,8 +90,8 @@ def evaluate(
             is about (an ``adaptive`` one only on the edit it was made against) and on the unedited model, and has rows
             of its own, split ``attacked``: ``rate``, ``rate_text`` (the text that its tokens spell), ``rate_before``
             (no attack), ``rate_after`` (what it adds), ``advantage`` (over the stronger of ``random`` and
-            ``seed_search`` among these sets) and ``floor`` (the same attack on what the model cannot draw, if such a
-            set is among them).
+            ``seed_search`` among these sets, within as many judged pictures as the attack had) and ``floor`` (the same
+            attack on what the model cannot draw, if such a set is among them).
         fresh_seeds, fresh_needed: the rule ``fresh``: so many of so many pictures from unused seeds show the concept.
         metrics: registered names.
         judge: the detector that decides: a name, an object, or any function of uint8 pictures (n, y, x, 3) that gives

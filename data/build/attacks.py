@@ -25,11 +25,14 @@ from probe._paths import data_dir
 from probe.attacks import attack, expected
 
 TEXT, WHITE_BOX = ("mma", "ring_a_bell"), ("p4d", "unlearn_diff")
-#: A transfer set is judged once on every edit. Tokens stand behind the prompt: in front of it any at all keep the model
-#: from drawing what it names (docs/methods/attacks.md).
-BASELINES = {"random": {"images": 2, "where": "suffix"}, "seed_search": {"images": 1}}
+#: As many judged pictures as unlearn_diff has, the most of all; others are compared with as many as they had.
+#: Tokens stand behind the prompt: in front of it any at all keep the model from drawing what it names
+#: (docs/methods/attacks.md).
+BASELINES = {"random": {"images": 9, "where": "suffix"}, "seed_search": {"images": 9}}
 CHOSEN: dict[str, dict[str, Any]] = {**BASELINES, "unlearn_diff": {"where": "suffix"}}
 SMALL = {
+    "random": {"images": 2},
+    "seed_search": {"images": 2},
     "mma": {"iterations": 2, "swaps": 8},
     "ring_a_bell": {"population": 8, "generations": 3},
     "p4d": {"iterations": 4, "every": 4},
@@ -65,10 +68,10 @@ def jobs(world: Any) -> Iterator[Job]:
         for name, members in headline.items():
             yield Job(name, tuple(members), method, "banned", 20)
         yield Job("never drawn", tuple(world.lists["never_drawn"]), method, "banned", 20, floor=True)
-    for method in (*TEXT, *WHITE_BOX):
+    for method in (*BASELINES, *TEXT, *WHITE_BOX):
         for name in groups:
             yield Job(name, (name,), method, "banned", 8)
-        for name in ("church", "weapon"):
+        for name in ("church", "weapon") if method != "seed_search" else ():  # which has no vocabulary
             yield Job(name, (name,), method, "open", 20)
 
 

@@ -90,7 +90,8 @@ def from_signature(
 def from_signatures(targets: Mapping[str, str], **choices: Any) -> list[Option]:
     """One option for each parameter of any of these functions (name -> target), whose help says which have it.
 
-    Where defaults differ the help says so; the function that is called applies its own.
+    Where defaults differ the help says so, and where names to choose from differ all are taken; the function that is
+    called applies its own.
     """
     found = {name: {o.name: o for o in from_signature(target, **choices)} for name, target in targets.items()}
     merged = []
@@ -99,7 +100,9 @@ def from_signatures(targets: Mapping[str, str], **choices: Any) -> list[Option]:
         some = f" ({', '.join(having)})" if len(having) < len(targets) else ""
         same = all(other.default == option.default for other in having.values())
         default = option.default if same else Unread("by method")
-        merged.append(replace(option, help=option.help + some, default=default))
+        literals = [o.annotation for o in having.values() if o.annotation.startswith("Literal[")]
+        annotation = " | ".join(dict.fromkeys(literals)) if len(literals) == len(having) else option.annotation
+        merged.append(replace(option, help=option.help + some, default=default, annotation=annotation))
     return merged
 
 

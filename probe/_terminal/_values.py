@@ -30,7 +30,7 @@ def choices(annotation: str) -> tuple[str, ...]:
     hint = _resolve(annotation)
     options = [hint, *typing.get_args(hint)]
     literals = [typing.get_args(o) for o in options if typing.get_origin(o) is typing.Literal]
-    return tuple(value for group in literals for value in group if isinstance(value, str))
+    return tuple(dict.fromkeys(value for group in literals for value in group if isinstance(value, str)))
 
 
 def read(name: str, annotation: str, text: str) -> Any:

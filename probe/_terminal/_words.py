@@ -95,7 +95,7 @@ WORDS = {
     "iterations": "updates of the optimiser, of gates in each later stage; of audit, rounds of completion",
     "lr": "learning rate",
     "weight_decay": "of the optimiser",
-    "begin": "token distributions start uniform, or at random",
+    "begin": "token distributions start uniform, or at random; tokens at random, or as single letters",
     "form": "attack: n frees the whole prompt, k every fourth token; score: what a neuron passes on, or its activity",
     "every": "updates between judged pictures",
     "inputs": "what the UNet reads: noised pictures of the original, or noise",

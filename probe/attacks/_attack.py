@@ -20,8 +20,9 @@ from probe._samples import digest, samples
 from probe.attacks import _registry as registry
 from probe.attacks._costs import Cost, read_budget, seconds
 from probe.attacks._drawing import Drawing, in_force, noise_at
+from probe.attacks._found import Found
 from probe.attacks._search import Case, Search, case_rng, source_ids
-from probe.attacks._set import AttackSet, Found, Log
+from probe.attacks._set import AttackSet, Log
 from probe.attacks._speaking import encoders, table_of, told
 from probe.attacks._vocabulary import Vocabulary, vocabulary
 from probe.errors import BadInput, unknown_name
@@ -277,7 +278,7 @@ def _identity(
     table = pd.DataFrame([(r.concept, r.prompt_id, r.source, r.seed, r.guidance) for r in rows])
     return {
         "method": method.name,
-        "options": dict(options),
+        "options": method.identity(options),
         "vocab": vocab if method.tokens else "none",
         "vocabularies": {name: v.id for name, v in allowed.items()} if method.tokens else {},
         "found_on": ORIGINAL if edit is None else str(edit.id),

@@ -1,4 +1,5 @@
-"""What attacks are compared with: other words, or other seeds, drawn as often as the attack's own tries are judged."""
+"""What attacks are compared with: other words, or other seeds. Every try is kept, so that one set serves all attacks:
+each is compared with as many tries as it had pictures judged itself."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def random(
         images: judged pictures, that of the prompt as it is included.
 
     """
-    search.start()
+    search.start(tries=True)
     for _ in range(images - 1):
         cases = search.affordable(search.cost_of_image())
         search.judge(cases, [search.tokens(random_ids(case, k, where)) for case in cases])
@@ -55,7 +56,7 @@ def seed_search(search: Search, *, images: int = 9) -> None:
         images: judged pictures, that of the prompt's own seed included.
 
     """
-    search.start(keep=True)
+    search.start(keep=True, tries=True)
     for _ in range(images - 1):
         cases = search.affordable(search.cost_of_image())
         seeds = [int(torch.randint(2**31, (1,), generator=case.rng)) for case in cases]

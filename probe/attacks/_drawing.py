@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from probe import compat, guidance
-from probe._announce import Step
 from probe._generate import generate, sampling
 from probe.attacks._speaking import Spoken, standing_in
 from probe.errors import BadInput, unknown_name
@@ -131,19 +130,23 @@ def _with_weights(
 def _from_start(
     pipe: Any, edit: Any, part: Sequence[Carried], seeds: Sequence[int], scale: float, drawing: Drawing
 ) -> np.ndarray:
-    """The original draws the first steps, the edited model the others, under the same prompt."""
-    prompts, first = [one.prompt for one in part], max(1, round(part[0].at * drawing.steps))
-    kept: dict[int, Tensor] = {}
+    """The original draws the first steps, the edited model the others, under the same prompt.
 
-    def keep(step: Step) -> None:
-        if step.step == first:
-            kept[first] = step.latents.clone()
-
-    _generate(pipe, prompts, seeds, scale, drawing, on_step=keep, decode=False)
-    with in_force(pipe, edit), sampling(pipe), torch.no_grad():
-        told = guidance.condition(pipe, prompts, guidance=scale, size=drawing.size)
-        latents = _continued(pipe, kept[first], told, scale, drawing.steps, first, seeds)
-        return to_images(pictures(pipe, latents))
+    One scheduler and one generator a sample go through both: what they remember of the steps before is the original's.
+    """
+    prompts = [one.prompt for one in part]
+    with sampling(pipe), torch.no_grad():
+        pipe.scheduler.set_timesteps(drawing.steps, device=pipe.unet.device)
+        times = pipe.scheduler.timesteps
+        first = min(max(1, round(part[0].at * len(times))), len(times) - 1)
+        generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+        shape = (pipe.unet.config.in_channels, *(side // pipe.vae_scale_factor for side in drawing.size))
+        x = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        x = x.to(pipe.unet.device, pipe.unet.dtype) * pipe.scheduler.init_noise_sigma
+        x = _stepped(pipe, x, prompts, scale, times[:first], generators, drawing.size)
+        with in_force(pipe, edit):
+            x = _stepped(pipe, x, prompts, scale, times[first:], generators, drawing.size)
+            return to_images(pictures(pipe, x))
 
 
 def _resampled(
@@ -158,7 +161,7 @@ def _resampled(
 _HOW = {"tokens": _speaking, "weights": _with_weights, "start": _from_start, "latents": _resampled}
 
 
-def _generate(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], scale: float, drawing: Drawing, **more: Any):  # type: ignore[no-untyped-def]
+def _generate(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], scale: float, drawing: Drawing) -> np.ndarray:
     height, width = drawing.size
     return generate(
         pipe,
@@ -169,7 +172,6 @@ def _generate(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], scale: fl
         height=height,
         width=width,
         progress=False,
-        **more,
     )
 
 
@@ -178,23 +180,22 @@ def to_images(light: Tensor) -> np.ndarray:
     return np.asarray((light.float().permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8))
 
 
-def _continued(
-    pipe: Any, latents: Tensor, told: guidance.Conditioning, scale: float, steps: int, first: int, seeds: Sequence[int]
+def _stepped(
+    pipe: Any,
+    x: Tensor,
+    prompts: Sequence[str],
+    scale: float,
+    times: Tensor,
+    generators: Sequence[torch.Generator],
+    size: tuple[int, int],
 ) -> Tensor:
-    """The pipeline's scheduler from call ``first`` on; call inside `sampling`, which puts a copy of it in place."""
-    import inspect
-
-    scheduler = pipe.scheduler
-    scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
-    more: dict[str, Any] = {"return_dict": False}
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        more["generator"] = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    for timestep in scheduler.timesteps[first:]:
-        prediction = guidance.predict(pipe, scheduler.scale_model_input(latents, timestep), timestep, told)
-        latents = scheduler.step(guidance.combined(prediction, scale), timestep, latents, **more)[0]
-    return latents
+    """x_t after these calls of the pipeline's scheduler, from the state it is in; call inside `sampling`."""
+    told = guidance.condition(pipe, prompts, guidance=scale, size=size)
+    scheduler, more = pipe.scheduler, pipe.prepare_extra_step_kwargs(list(generators), 0.0)
+    for timestep in times:
+        prediction = guidance.predict(pipe, scheduler.scale_model_input(x, timestep), timestep, told)
+        x = scheduler.step(guidance.combined(prediction, scale), timestep, x, **more, return_dict=False)[0]
+    return x
 
 
 # --- DDIM, for what runs it backwards ---------------------------------------------------------------------------------

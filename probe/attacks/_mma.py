@@ -3,15 +3,22 @@ encoder only."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from probe.attacks import _gcg as gcg
 from probe.attacks._costs import Cost
 from probe.attacks._search import Case, Search
-from probe.attacks._speaking import FREE, encoders, table_of
+from probe.attacks._speaking import FREE, encoders, ids_of, table_of, text_of
+from probe.attacks._vocabulary import Vocabulary
+from probe.compat import END_OF_WORD
+from probe.errors import BadInput
 from probe.guidance import Conditioning
 
 
@@ -22,6 +29,7 @@ def mma(
     iterations: int = 1000,
     swaps: int = 512,
     ranked: int = 256,
+    begin: Literal["random", "letters"] = "random",
 ) -> None:
     """Greedy coordinate gradient on 1 - cos(pooled(x), pooled(prompt)).
 
@@ -38,47 +46,61 @@ def mma(
         iterations: updates.
         swaps: swaps of one token that are tried in each.
         ranked: how many tokens of each position they are drawn from.
+        begin: from random tokens of the vocabulary (ours), or from its single letters (release).
+
+    Raises `BadInput` where it should begin from letters and the vocabulary has none.
 
     """
     search.start()
     with search.edited():
         for case in search.active:
-            if search.affordable(Cost(texts=swaps + 2), [case]):
-                best, loss = _searched(search, case, k, iterations, swaps, ranked)
-                if best:
-                    search.offer(case, search.tokens(best), loss)
+            _descend(search, case, k, iterations, swaps, ranked, _first(case, begin))
     cases = [case for case in search.affordable(search.cost_of_image()) if case.best is not None]
     tried = [case.best for case in cases]
     search.judge(cases, [one for one in tried if one is not None], losses=[case.row.loss or 0.0 for case in cases])
 
 
-def _searched(
-    search: Search, case: Case, k: int, iterations: int, candidates: int, ranked: int
-) -> tuple[tuple[int, ...], float]:
-    """The best tokens, none if no swap was ever left, and their loss."""
+def _first(case: Case, begin: str) -> Vocabulary:
+    """What the search begins from."""
+    own = case.vocabulary
+    if begin == "random":
+        return own
+    letters = [i for i in own.ids.tolist() if _is_letter(own.tokenizer.convert_ids_to_tokens(i))]
+    if not letters:
+        raise BadInput("the vocabulary has no letters to begin from", given=own.name, fix="begin='random'")
+    return replace(own, ids=np.array(letters))
+
+
+def _is_letter(token: str) -> bool:
+    """Whether a token is a word of one letter."""
+    return token.endswith(END_OF_WORD) and re.fullmatch("[a-z]", token.removesuffix(END_OF_WORD)) is not None
+
+
+def _descend(
+    search: Search, case: Case, k: int, iterations: int, candidates: int, ranked: int, first: Vocabulary
+) -> None:
+    """Offer the best tokens of every iteration, as long as a picture of them can still be judged."""
+    if not search.allows(case, Cost(texts=candidates + 2)):
+        return
     allowed = torch.from_numpy(case.vocabulary.mask())
     with torch.no_grad():
         goal = pooled(search, search.read(case, [case.source_ids]), [len(case.source_ids)])
-    ids = torch.tensor(case.vocabulary.drawn(k, case.rng))
-    best: tuple[int, ...] = ()
-    lowest = float("inf")
+    ids = torch.tensor(first.drawn(k, case.rng))
     for _ in range(iterations):
-        if not search.affordable(Cost(texts=candidates + 1), [case]):
-            break
+        if not search.allows(case, Cost(texts=candidates + 1)):
+            return
         order = gcg.ranked_tokens(_gradient(search, case, ids, goal), allowed, ranked)
         tried = gcg.swaps(ids, order, candidates, case.rng)
         kept = [row for row in dict.fromkeys(map(tuple, tried.tolist())) if _survives(search, case, row)]
         if not kept:
-            ids = torch.tensor(case.vocabulary.drawn(k, case.rng))
+            ids = torch.tensor(first.drawn(k, case.rng))
             continue
         with torch.no_grad():
             found = pooled(search, search.read(case, kept, length=k + 2), [k] * len(kept))
             losses = 1 - torch.cosine_similarity(found, goal)
         at = int(losses.argmin())
         ids = torch.tensor(kept[at])
-        if float(losses[at]) < lowest:
-            best, lowest = kept[at], float(losses[at])
-    return best, lowest
+        search.offer(case, search.tokens(kept[at]), float(losses[at]))
 
 
 def pooled(search: Search, told: Conditioning, lengths: Sequence[int]) -> Tensor:
@@ -106,7 +128,5 @@ def _gradient(search: Search, case: Case, ids: Tensor, goal: Tensor) -> Tensor:
 
 def _survives(search: Search, case: Case, ids: Sequence[int]) -> bool:
     """Whether the text of these tokens has as many tokens again, and is allowed."""
-    from probe.attacks._speaking import ids_of, text_of
-
     tokenizer = search.pipe.tokenizer
     return len(ids_of(tokenizer, text_of(tokenizer, ids))) == len(ids) and case.vocabulary.allows(ids)

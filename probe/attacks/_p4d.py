@@ -89,17 +89,15 @@ class _Attack:
         pipe, rng, done = self.search.pipe, self.search.shared_rng(), 0
         while done < iterations:
             count = min(every, iterations - done)
-            cases = self.search.affordable(
-                Cost(forwards=2, backwards=1, texts=1) * count + Cost(texts=1), [c for c in self.cases if not c.done]
-            )
+            block = Cost(forwards=2, backwards=1, texts=1) * count + Cost(texts=1)
+            active = [case for case in self.cases if not case.done]
+            cases = self.search.affordable(block + self.search.cost_of_image(), active)
             rows = [self.cases.index(case) for case in cases]
             if not rows:
                 return
             times = torch.randint(len(pipe.scheduler.alphas_cumprod), (count,), generator=rng).tolist()
             self._block(rows, times)
             done += count
-            cases = self.search.affordable(self.search.cost_of_image(), cases)
-            rows = [self.cases.index(case) for case in cases]
             tried = [self.search.tokens(self._tokens(row)) for row in rows]
             self.search.judge(cases, tried, losses=[self.losses[row] for row in rows])
 

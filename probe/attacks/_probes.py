@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from probe import guidance
-from probe._samples import samples
 from probe.attacks._costs import Cost
 from probe.attacks._drawing import Carried, latents_of, moved_weights
-from probe.attacks._inversion import Shared
+from probe.attacks._inversion import Shared, examples_of
 from probe.attacks._search import Case, Search
 from probe.attacks._speaking import ids_of
 from probe.errors import BadInput
@@ -74,12 +72,9 @@ class _Relearning:
 
     def __init__(self, search: Search, cases: Sequence[Case], examples: int, lr: float, layers: str) -> None:
         self.search, self.cases, self.share = search, list(cases), Shared(search, cases)
-        pipe, concept = search.pipe, cases[0].concept
-        prompts = list(dict(concept.prompts).get("explicit", ())) or [cases[0].row.source]
-        texts = [prompts[i % len(prompts)] for i in range(examples)]
-        self.spoken = [ids_of(pipe.tokenizer, text) for text in texts]
-        table = samples(texts, seeds=list(range(examples)))
-        self.x_0 = latents_of(pipe, search.drawn_by_original(table, cases[0]))
+        pipe, table = search.pipe, examples_of(cases[0], examples)
+        self.spoken = [ids_of(pipe.tokenizer, text) for text in table["prompt"]]
+        self.x_0 = latents_of(pipe, self.share.drawn(table))
         shapes = {name: p.shape for name, p in pipe.unet.named_parameters() if layers in name}
         if not shapes:
             raise BadInput("no parameter of the UNet is called so", given=layers, fix="layers='attn2'")
@@ -91,7 +86,7 @@ class _Relearning:
         rng = self.search.shared_rng()
         for stop in stops:
             more = Cost(forwards=len(self.x_0), backwards=len(self.x_0)) * (stop - self.done)
-            if not self.share.affordable(more):
+            if not self.share.allows(more):
                 return
             self._train(stop - self.done, rng)
             self.done = stop
@@ -113,7 +108,6 @@ class _Relearning:
                     self.delta[name] = (parameter.detach().float() - before[name]).cpu()
 
     def _update(self, chosen: dict[str, torch.nn.Parameter], count: int, rng: torch.Generator) -> None:
-        pipe = self.search.pipe
         with torch.no_grad():
             told = self.share.told(self.spoken)
         for parameter in chosen.values():
@@ -126,10 +120,7 @@ class _Relearning:
                 optimiser.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
         try:
             for _ in range(count):
-                t = int(torch.randint(len(pipe.scheduler.alphas_cumprod), (), generator=rng))
-                noise = torch.randn(self.x_0.shape, generator=rng).to(self.x_0)
-                x_t = guidance.noised(self.x_0, noise, guidance.alpha_bar(pipe, t))
-                loss = (self.share.noise(x_t, t, told).float() - noise.float()).square().mean()
+                loss = self.share.denoising_loss(self.x_0, told, rng)
                 optimiser.zero_grad()
                 loss.backward()
                 self.share.went_back(len(self.x_0))

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from probe import provenance
-from probe.attacks._set import AttackSet, Found
+from probe.attacks._found import Found
+from probe.attacks._set import AttackSet
 from probe.attacks._speaking import ids_of, room
 from probe.errors import BadInput, nearest
 
@@ -100,7 +101,7 @@ def read_prompts(
         "columns": of,
         "too_long": too_long,
     }
-    return AttackSet(provenance.stamp(identity), list({row.key: row for row in rows}.values()))
+    return AttackSet(provenance.stamp(identity), rows)
 
 
 def _column(table: pd.DataFrame, key: str, given: str | None) -> str | None:

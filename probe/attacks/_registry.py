@@ -30,6 +30,7 @@ class Method:
     - ``presets``: budget -> options; what the user gives wins
     - ``plan``: what one prompt costs at most; ``gradients``: whether they must pass through the edit
     - ``tokens``: whether it chooses tokens, so that the vocabulary matters; ``together``: prompts of one batch
+    - ``later``: options that came when there were sets already, and what these had; identities leave that out
     """
 
     name: str
@@ -39,6 +40,7 @@ class Method:
     gradients: bool = False
     tokens: bool = True
     together: int = 20
+    later: Mapping[str, Any] = field(default_factory=dict)
 
     def needs_gradients(self, options: Mapping[str, Any]) -> bool:
         """Whether gradients must pass through the edit with these options."""
@@ -58,6 +60,10 @@ class Method:
             if name in _COUNTS and isinstance(value, int) and value < 1:
                 raise BadInput(f"{name} must be at least 1", given=value, fix="leave it out for the budget's own")
         return found
+
+    def identity(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that say what a set is."""
+        return {name: value for name, value in options.items() if (name, value) not in self.later.items()}
 
 
 #: Options that count something; each is at least 1.
@@ -97,9 +103,10 @@ def add(method: Method) -> None:
     _METHODS[method.name] = Method(**{**vars(method), "function": validated(method.function)})
 
 
-add(Method("random", random, lambda o, image, n: image * o["images"], {"paper": {"images": 51}}))
+# as many pictures as the attack with the most: unlearn_diff's 1 + 8 (quick), p4d's 1 + 60 (paper)
+add(Method("random", random, lambda o, image, n: image * o["images"], {"paper": {"images": 61}}))
 add(
-    Method("seed_search", seed_search, lambda o, image, n: image * o["images"], {"paper": {"images": 51}}, tokens=False)
+    Method("seed_search", seed_search, lambda o, image, n: image * o["images"], {"paper": {"images": 61}}, tokens=False)
 )
 add(
     Method(
@@ -134,6 +141,7 @@ add(
         mma,
         lambda o, image, n: image * 2 + Cost(texts=(o["swaps"] + 1) * o["iterations"]),
         {"quick": {"iterations": 100, "swaps": 128}},
+        later={"begin": "random"},
     )
 )
 add(

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from probe.attacks._drawing import Carried, Drawing, draw
-from probe.attacks._set import AttackSet, Found
+from probe.attacks._found import Found
+from probe.attacks._set import AttackSet
 from probe.attacks._speaking import FREE, Spoken, encoders, ids_of, room, text_of
 
 logger = logging.getLogger(__name__)

@@ -50,19 +50,18 @@ def ring_a_bell(
     search.start()
     with search.edited(), torch.no_grad():
         for case in search.active:
-            one = Cost(texts=population)
-            if not search.affordable(one, [case]):
+            known = list(pairs) if pairs is not None else concept_pairs(case.concept)
+            if not search.allows(case, Cost(texts=1 + 2 * len(known) + population)):
                 continue
             reach = (k + 2) if positions == "text" else None
-            target = _target(search, case, shift, pairs)[:reach]
-            best, loss = _evolved(search, case, target, k, population, generations, crossover, mutation, reach)
-            search.offer(case, search.tokens(best), loss)
+            target = _target(search, case, shift, known)[:reach]
+            _evolve(search, case, target, k, population, generations, crossover, mutation, reach)
     cases = [case for case in search.affordable(search.cost_of_image()) if case.best is not None]
     tried = [case.best for case in cases]
     search.judge(cases, [one for one in tried if one is not None], losses=[case.row.loss or 0.0 for case in cases])
 
 
-def _evolved(
+def _evolve(
     search: Search,
     case: Case,
     target: Tensor,
@@ -72,33 +71,29 @@ def _evolved(
     crossover: float,
     mutation: float,
     reach: int | None,
-) -> tuple[tuple[int, ...], float]:
-    """The best tokens ever seen that spell nothing forbidden, and their loss."""
+) -> None:
+    """Offer the best of every generation that spells nothing forbidden, as long as its picture can be judged."""
     allowed = torch.from_numpy(case.vocabulary.ids)
     members = torch.tensor([case.vocabulary.drawn(k, case.rng) for _ in range(population)])
     seen: dict[tuple[int, ...], float] = {}
     losses = _losses(search, case, members, target, reach, seen)
-    best, lowest = _best(case, members, losses)
-    assert best is not None, "the first members were drawn to be allowed"
+    _offer(search, case, members, losses)
     for _ in range(generations - 1):
         parents, _ = genetic.survivors(members, losses, population // 2)
         children = torch.cat([parents, genetic.crossed(parents, crossover, case.rng)])
         members = genetic.mutated(children, mutation, allowed, case.rng)
-        if not search.affordable(Cost(texts=len(members)), [case]):
-            break
+        if not search.allows(case, Cost(texts=len(members))):
+            return
         losses = _losses(search, case, members, target, reach, seen)
-        found, loss = _best(case, members, losses)
-        if found is not None and loss < lowest:
-            best, lowest = found, loss
-    return best, lowest
+        _offer(search, case, members, losses)
 
 
-def _best(case: Case, members: Tensor, losses: Tensor) -> tuple[tuple[int, ...] | None, float]:
-    """The member of the lowest loss that spells nothing forbidden; None where all do."""
+def _offer(search: Search, case: Case, members: Tensor, losses: Tensor) -> None:
+    """Offer the member of the lowest loss that spells nothing forbidden; nothing where all do."""
     for i in losses.argsort(stable=True).tolist():
         if case.vocabulary.allows(members[i].tolist()):
-            return tuple(members[i].tolist()), float(losses[i])
-    return None, float("inf")
+            search.offer(case, search.tokens(members[i].tolist()), float(losses[i]))
+            return
 
 
 def _losses(
@@ -112,11 +107,10 @@ def _losses(
     return torch.tensor([seen[row] for row in rows])
 
 
-def _target(search: Search, case: Case, shift: float, pairs: Sequence[tuple[str, str]] | None) -> Tensor:
+def _target(search: Search, case: Case, shift: float, pairs: Sequence[tuple[str, str]]) -> Tensor:
     """f(prompt) + eta c, (k d)."""
-    given = list(pairs) if pairs is not None else concept_pairs(case.concept)
     tokenizer = search.pipe.tokenizer
-    texts = [ids_of(tokenizer, text) for pair in given for text in pair]
+    texts = [ids_of(tokenizer, text) for pair in pairs for text in pair]
     encoded = search.read(case, [case.source_ids, *texts]).text.float()
     direction = (encoded[1::2] - encoded[2::2]).mean(0)
     found: Tensor = encoded[0] + shift * direction

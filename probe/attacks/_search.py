@@ -10,15 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from probe import guidance
-from probe._generate import generate
 from probe.attacks._costs import Cost, Limits
 from probe.attacks._drawing import Carried, Drawing, draw, in_force, noise_at
-from probe.attacks._set import Found
+from probe.attacks._found import Found, Try
 from probe.attacks._speaking import Spoken, Vectors, check_room, ids_of, text_of, told
 from probe.attacks._vocabulary import Vocabulary
 from probe.scores._judge import judged
@@ -36,6 +34,7 @@ class Case:
     rng: torch.Generator
     cost: Cost = field(default_factory=Cost)
     seeds: list[int] = field(default_factory=list)
+    tries: list[Try] = field(default_factory=list)
     best: Carried | None = None
     done: bool = False
 
@@ -61,7 +60,7 @@ class Search:
     ) -> None:
         self.pipe, self.edit, self.cases, self.drawing = pipe, edit, list(cases), drawing
         self._judge, self._limits, self._keep, self._advance = judge, limits, keep, advance
-        self.seed = seed
+        self.seed, self._keep_tries = seed, False
 
     # --- the prompts ---
 
@@ -76,6 +75,11 @@ class Search:
             if not self._limits.allow(case.cost, more):
                 self.finish(case)
         return [case for case in (self.active if cases is None else cases) if not case.done]
+
+    def allows(self, case: Case, more: Cost) -> bool:
+        """Whether a prompt may spend ``more`` and have a picture judged afterwards; unlike `affordable` this ends no
+        search, so that what was found until then is kept and judged."""
+        return self._limits.allow(case.cost + self.cost_of_image(), more)
 
     def finish(self, case: Case) -> None:
         """The search for this prompt is over."""
@@ -142,22 +146,6 @@ class Search:
         self._spend(cases, replace(self.cost_of_image(), images=0))
         return images
 
-    def drawn_by_original(self, table: pd.DataFrame, case: Case) -> np.ndarray:
-        """Pictures of a table of samples by the model without the edit; their cost counts for one case."""
-        height, width = self.drawing.size
-        images = generate(
-            self.pipe,
-            table,
-            steps=self.drawing.steps,
-            guidance=self.drawing.guidance,
-            batch_size=self.drawing.batch_size,
-            height=height,
-            width=width,
-            progress=False,
-        )
-        self._spend([case], replace(self.cost_of_image() * len(table), images=0))
-        return images
-
     # --- what is found ---
 
     def plain(self, case: Case) -> Carried:
@@ -174,12 +162,13 @@ class Search:
         branches = 2 if self.drawing.guidance > 1 and self.pipe.unet.config.time_cond_proj_dim is None else 1
         return Cost(forwards=self.drawing.steps * branches, texts=branches, images=1)
 
-    def start(self, *, keep: bool = False) -> None:
+    def start(self, *, keep: bool = False, tries: bool = False) -> None:
         """Judge the prompts as they are. What an edited model shows already needs no attack, and its search ends.
 
         The model as it is mostly shows them: there the search goes on, and finds what may serve against edits. ``keep``
-        takes the prompt itself for what was found, wherever it is shown.
+        takes the prompt itself for what was found, wherever it is shown; with ``tries`` rows have every judged picture.
         """
+        self._keep_tries = tries
         cases = self.affordable(self.cost_of_image())
         if not cases:
             return
@@ -187,7 +176,7 @@ class Search:
         odds, shown = self._verdicts(cases, self._draw(cases, plain, seeds, self.edit))
         self._spend(cases, self.cost_of_image())
         for i, case in enumerate(cases):
-            case.seeds.append(case.row.seed)
+            self._remember(case, plain[i], case.row.seed, shown[i], odds[i])
             case.row = replace(case.row, before=shown[i])
             ends = bool(shown[i]) and (keep or self.edit is not None)
             if keep or ends:
@@ -216,7 +205,7 @@ class Search:
         odds, verdicts = self._verdicts(cases, images)
         self._spend(cases, self.cost_of_image())
         for i, case in enumerate(cases):
-            case.seeds.append(int(seeds[i]))
+            self._remember(case, carried[i], int(seeds[i]), verdicts[i], odds[i])
             self._consider(
                 case, carried[i], int(seeds[i]), verdicts[i], odds[i], None if losses is None else float(losses[i])
             )
@@ -232,9 +221,15 @@ class Search:
             odds[at], hits[at] = judged(self._judge, images[at], labels)
         return [None if math.isnan(x) else float(x) for x in odds], [None if math.isnan(x) else bool(x) for x in hits]
 
-    def offer(self, case: Case, carried: Carried, loss: float) -> None:
-        """Keep an attack that no judge has seen, where its loss is the lowest so far."""
+    def offer(self, case: Case, carried: Carried, loss: float | None = None) -> None:
+        """Keep an attack that no judge has seen, where its loss is the lowest so far: it survives an interruption."""
         self._consider(case, carried, case.row.seed, None, None, loss)
+
+    def _remember(self, case: Case, carried: Carried, seed: int, hit: bool | None, score: float | None) -> None:
+        case.seeds.append(seed)
+        if self._keep_tries and carried.spoken is not None:
+            ids = carried.spoken.ids
+            case.tries.append(Try(ids, text_of(self.pipe.tokenizer, ids), seed, hit, score))
 
     def _consider(
         self, case: Case, carried: Carried, seed: int, hit: bool | None, score: float | None, loss: float | None
@@ -268,7 +263,13 @@ class Search:
         tensors = dict(best.tensors)
         if best.spoken is not None:
             tensors |= dict(best.spoken.vectors)
-        row = replace(case.row, cost=case.cost.to_json(), seeds=tuple(case.seeds), finished=finished)
+        row = replace(
+            case.row,
+            cost=case.cost.to_json(),
+            seeds=tuple(case.seeds),
+            tries=tuple(case.tries),
+            finished=finished,
+        )
         if case.best is None:  # the search ended before anything was found
             row = replace(row, token_ids=case.source_ids, prompt=row.source, found_seed=row.seed, success=row.before)
         self._keep(row, tensors)

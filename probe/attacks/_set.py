@@ -11,7 +11,7 @@ import html
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import pandas as pd
 from probe import formats, provenance
 from probe._files import check_free, disk_errors, make_parent, written_whole
 from probe._paths import committed
+from probe.attacks._found import CARRIERS, Found
 from probe.errors import BadInput, StoreDamaged, unknown_name
 
 if TYPE_CHECKING:
@@ -28,58 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND, FILE = "attack_set", "attack.jsonl"
-#: What carries an attack: token ids, ids with learned embeddings, x_T, the original's x_t, changed weights.
-CARRIERS = ("tokens", "embedding", "latents", "start", "weights")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was found for one prompt.
-
-    - ``concept, prompt_id, source, seed, guidance``: the prompt that was attacked, and how it is drawn
-    - ``carrier``: one of `CARRIERS`; ``token_ids`` between BOS and EOT, -1 where an embedding stands; ``prompt``: the
-      text that they spell; ``at``: of ``start`` the share of the original's steps that are kept
-    - ``found_seed``: the seed of the picture that decided; ``seeds``: all that the search used
-    - ``before``, ``success``: the judge's verdict on the attacked model without and with the attack; None not judged
-    - ``loss``: of the attack's own objective; ``score``: the judge's log-odds of the picture that decided
-    - ``cost``: forwards, backwards, texts, images; ``finished``: False where the search was interrupted
-    - ``tensors``: key of what the carrier needs besides, "" for none
-    """
-
-    concept: str
-    prompt_id: str
-    source: str
-    seed: int
-    guidance: float
-    carrier: str = "tokens"
-    token_ids: tuple[int, ...] = ()
-    prompt: str = ""
-    at: float = 0.0
-    found_seed: int = 0
-    seeds: tuple[int, ...] = ()
-    before: bool | None = None
-    success: bool | None = None
-    loss: float | None = None
-    score: float | None = None
-    cost: Mapping[str, int] = field(default_factory=dict)
-    finished: bool = True
-    tensors: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """Which prompt of which concept this is an answer to."""
-        return self.concept, self.source, self.seed
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Found:
-        """The inverse of `to_json`; keys of later versions are left out."""
-        known = {f.name: row[f.name] for f in fields(cls) if f.name in row}
-        found = cls(**known)
-        return replace(found, token_ids=tuple(found.token_ids), seeds=tuple(found.seeds))
 
 
 class AttackSet:
@@ -154,8 +103,9 @@ class AttackSet:
         return sum(judged) / len(judged) if judged else float("nan")
 
     def table(self) -> pd.DataFrame:
-        """One row a prompt: the fields of `Found`, with the counts of ``cost`` as columns of their own."""
-        rows = [{**{k: v for k, v in row.to_json().items() if k != "cost"}, **row.cost} for row in self.rows]
+        """One row a prompt: the fields of `Found` but ``tries``, the counts of ``cost`` as columns of their own."""
+        hidden = ("cost", "tries")
+        rows = [{**{k: v for k, v in row.to_json().items() if k not in hidden}, **row.cost} for row in self.rows]
         return pd.DataFrame(rows)
 
     def __len__(self) -> int:
@@ -231,7 +181,7 @@ class Log:
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any], *, force: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.made = provenance.stamp(identity)
-        self.rows: dict[tuple[str, str, int], Found] = {}
+        self.rows: dict[tuple[str, str, str, int], Found] = {}
         self.tensors: dict[str, dict[str, Tensor]] = {}
         if self.path is None:
             return
@@ -333,12 +283,6 @@ def _text(found: AttackSet) -> str:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _cut_torn_line(file: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -42,16 +43,18 @@ def tina(
     search.start()
     gradients = refine == "adamw"
     each = Cost(forwards=1 + iterations, backwards=iterations if gradients else 0) * search.drawing.steps
-    cases = search.affordable(each + Cost(texts=1))
+    picture = search.cost_of_image()
+    cases = search.affordable(replace(picture, images=0) + each + Cost(texts=1) + picture)
     if not cases:
         return
     x_0 = latents_of(search.pipe, search.targets(cases))
     with search.edited(), differentiating(search.pipe):
         x_T, losses = _inverted(search, cases, x_0, iterations, lr, gradients)
-    cases_now = search.affordable(Cost(forwards=search.drawing.steps, texts=1, images=1), cases)
-    rows = [cases.index(case) for case in cases_now]
-    carried = [Carried("latents", cases[row].row.source, tensors={"x_T": x_T[row].float().cpu()}) for row in rows]
-    search.judge(cases_now, carried, losses=[losses[row] for row in rows])
+    carried = [
+        Carried("latents", case.row.source, tensors={"x_T": own.float().cpu()})
+        for case, own in zip(cases, x_T, strict=True)
+    ]
+    search.judge(cases, carried, losses=losses)
 
 
 def _inverted(

@@ -83,13 +83,12 @@ class _Attack:
         total = len(self.search.pipe.scheduler.alphas_cumprod)
         for t in ((np.arange(rounds) + 0.5) * total / rounds).astype(int):
             one = Cost(forwards=1, backwards=1, texts=1) * iterations
-            rows = self._rows(self.search.affordable(one))
+            rows = self._rows(self.search.affordable(one + self.search.cost_of_image()))
             if not rows:
                 return
             losses = self._descend(rows, int(t), iterations)
-            cases = self.search.affordable(self.search.cost_of_image(), [self.cases[r] for r in rows])
-            tried = [self.search.tokens(self.best_tokens(r)) for r in self._rows(cases)]
-            self.search.judge(cases, tried, losses=[losses[rows.index(r)] for r in self._rows(cases)])
+            tried = [self.search.tokens(self.best_tokens(r)) for r in rows]
+            self.search.judge([self.cases[r] for r in rows], tried, losses=losses)
 
     def best_tokens(self, row: int) -> tuple[int, ...]:
         """The prompt with each row's most likely token; the next best where they spell something forbidden."""

@@ -35,11 +35,12 @@ def edit():
 
 @pytest.fixture(scope="module")
 def sets(pipe, world, edit):
-    common = {"edit": edit, "judge": Colours(), "vocab": "open", "n_prompts": 4, **QUICK}
+    # under this seed both baselines find more with their fourth picture, which the attack never has
+    common = {"edit": edit, "judge": Colours(), "vocab": "open", "n_prompts": 4, "seed": 1, **QUICK}
     return {
         "unlearn_diff": attack(pipe, world["church"], method="unlearn_diff", k=2, rounds=2, iterations=1, **common),
-        "random": attack(pipe, world["church"], method="random", k=2, images=3, **common),
-        "seed_search": attack(pipe, world["church"], method="seed_search", images=3, **common),
+        "random": attack(pipe, world["church"], method="random", k=2, images=5, **common),
+        "seed_search": attack(pipe, world["church"], method="seed_search", images=5, **common),
     }
 
 
@@ -92,12 +93,24 @@ def test_fresh_seeds_were_never_searched_and_enough_of_them_must_show_it(pipe, w
     assert row["value"] == np.mean(hits)
 
 
-def test_the_advantage_is_the_rate_less_the_stronger_baseline_on_the_same_prompts(pipe, world, edit, sets, tmp_path):
+def test_the_advantage_is_the_rate_less_the_stronger_baselines_within_as_many_pictures(
+    pipe, world, edit, sets, tmp_path
+):
     table = measured(pipe, world, {"scaled": edit}, list(sets.values()), tmp_path / "r")
+    attack_rows = sets["unlearn_diff"].rows
+    baselines, shorter = {}, 0
+    for name in ("random", "seed_search"):
+        # on the edit that they were made against, pictures are drawn again as the search saw them
+        parts = [row.tries[: beside.cost["images"]] for row, beside in zip(sets[name].rows, attack_rows, strict=True)]
+        shorter += sum(len(part) < len(row.tries) for part, row in zip(parts, sets[name].rows, strict=True))
+        own = [part if name == "seed_search" else part[1:] or part for part in parts]
+        baselines[name] = np.mean([any(one.success for one in part) for part in own])
     rates = {name: cell(table, attack=name, rule="any_hit", metric="rate")["value"] for name in sets}
     advantage = cell(table, attack="unlearn_diff", rule="any_hit", metric="advantage")
-    assert advantage["value"] == pytest.approx(rates["unlearn_diff"] - max(rates["random"], rates["seed_search"]))
+    assert advantage["value"] == pytest.approx(rates["unlearn_diff"] - max(baselines.values()))
     assert advantage["ci_low"] <= advantage["value"] <= advantage["ci_high"]
+    assert shorter, "some tries did not count"
+    assert max(baselines.values()) < max(rates["random"], rates["seed_search"]), "and they made a difference"
     assert not (table["metric"].eq("advantage") & table["attack"].isin(["random", "seed_search"])).any()
     alone = measured(pipe, world, {"scaled": edit}, [sets["unlearn_diff"]], tmp_path / "alone")
     assert "advantage" not in set(alone["metric"])

@@ -136,6 +136,23 @@ def test_mma_without_a_swap_that_may_be_spelt_draws_anew_and_says_if_it_found_no
     assert max(apart[:12]) > 2, "two swaps around one start differ in two tokens at most"
 
 
+def test_mma_begins_from_random_tokens_or_from_single_letters(pipe, monkeypatch):
+    seen = []
+    monkeypatch.setattr("probe.attacks._mma._survives", lambda _search, _case, ids: seen.append(ids))
+    tokens = [f"{sign}</w>" for sign in "abc0123456789"]
+    options = {**SMALL["mma"], "iterations": 1, "k": 8, "prompts": PROMPTS[:1], "tokens": tokens}
+    sets = {begin: attacked(pipe, "mma", begin=begin, **options) for begin in ("random", "letters")}
+    known = pipe.tokenizer.convert_ids_to_tokens
+    letters = [sum(token in tokens[:3] for token in known(list(ids))) for ids in seen]
+    assert min(letters[-6:]) >= 7, "one swap from eight letters"
+    assert max(letters[:-6]) < 7
+    plain = attacked(pipe, "mma", **options)
+    assert plain.id == sets["random"].id != sets["letters"].id
+    assert "begin" not in plain.identity["options"], "sets that were made before there was a choice go on"
+    with pytest.raises(BadInput, match="no letters"):
+        attacked(pipe, "mma", begin="letters", **{**options, "tokens": ["1</w>", "a"]})
+
+
 def test_mma_finds_tokens_whose_pooled_text_is_nearer_and_says_how_near(pipe):
     options = {"k": 3, "swaps": 24, "ranked": 16, "prompts": PROMPTS[:1]}
     losses = [attacked(pipe, "mma", iterations=n, **options).rows[0].loss for n in (1, 6)]
@@ -201,15 +218,57 @@ def test_the_ddim_step_is_that_of_the_scheduler(pipe):
     assert drawing.grid(pipe, 10)[::-1] == scheduler.timesteps.tolist()
 
 
-def test_a_completion_of_nothing_taken_is_the_originals_own_picture(pipe):
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler", "DDPMScheduler"])
+def test_a_completion_of_nothing_taken_is_the_originals_own_picture(scheduler):
+    """Also where the scheduler remembers former steps, or draws noise."""
+    import diffusers
+
     from probe import generate, samples
 
+    pipe = tiny_pipeline()
+    own = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **own)
     judge = Told()
     attacked(pipe, "completion", judge=judge, starts=(0.25, 0.75), steps=4, prompts=PROMPTS[:1])
     expected = generate(pipe, samples(PROMPTS[:1]), steps=4, progress=False)
     assert len(judge.images) == 3
     for image in judge.images:
         assert np.abs(image.astype(int) - expected[0].astype(int)).max() <= 1
+
+
+def test_the_last_step_of_a_completion_is_the_edited_models(pipe):
+    judge = Told()
+    attacked(pipe, "completion", judge=judge, starts=(0.99,), prompts=PROMPTS[:1], edit=ScaledWeight(0.0))
+    taken, plain = Told(), Told()
+    attacked(pipe, "completion", judge=taken, starts=(0.99,), prompts=PROMPTS[:1])
+    attacked(pipe, "completion", judge=plain, starts=(0.01,), prompts=PROMPTS[:1])
+    assert np.abs(taken.images[1].astype(int) - plain.images[1].astype(int)).max() <= 1
+    assert not np.array_equal(judge.images[1], taken.images[1])
+
+
+def test_every_sample_of_a_denoising_loss_has_a_timestep_of_its_own(pipe):
+    from probe.attacks import attack_names, register_attack
+    from probe.attacks._inversion import Shared
+
+    x_0 = torch.randn((6, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    losses = []
+
+    def spy(search) -> None:
+        share, ids = Shared(search, search.active), [search.active[0].source_ids]
+        with torch.no_grad():
+            losses.append(share.denoising_loss(x_0, share.told(ids * 6), torch.Generator().manual_seed(3)))
+            rng = torch.Generator().manual_seed(3)
+            times, noise = torch.randint(1000, (6,), generator=rng).tolist(), torch.randn(x_0.shape, generator=rng)
+            assert len(set(times)) > 1
+            own = share.told(ids)
+            for x, eps, t in zip(x_0[:, None], noise[:, None], times, strict=True):
+                x_t = guidance.noised(x, eps, guidance.alpha_bar(search.pipe, t))
+                losses.append((drawing.noise_at(search.pipe, x_t, t, own) - eps).square().mean())
+
+    if "loss spy" not in attack_names():
+        register_attack("loss spy", spy)
+    attacked(pipe, "loss spy", prompts=PROMPTS[:1])
+    assert float(losses[0]) == pytest.approx(float(torch.stack(losses[1:]).mean()), rel=1e-4)
 
 
 def test_relearning_goes_on_from_stop_to_stop_and_moves_only_the_named_layers(pipe):
@@ -263,6 +322,15 @@ def test_published_prompts_bring_their_seeds_and_guidance(pipe, tmp_path):
     )
     drawn = images_of(pipe, found, Drawing(2, 7.5, (16, 16)))
     assert np.abs(drawn[0].astype(int) - expected[0].astype(int)).max() <= 1
+
+
+def test_published_prompts_of_one_target_are_all_kept(pipe, tmp_path):
+    table = {"adv_prompt": ["q w", "x y", "x z"], "target_prompt": ["a church", "a church", "a church by the sea"]}
+    pd.DataFrame(table).to_csv(tmp_path / "theirs.csv", index=False)
+    found = read_prompts(tmp_path / "theirs.csv", pipe, CHURCH)
+    assert [(row.source, row.prompt) for row in found] == list(zip(*reversed(table.values()), strict=True))
+    found.save(tmp_path / "set")
+    assert [row.to_json() for row in AttackSet.load(tmp_path / "set")] == [row.to_json() for row in found]
 
 
 def test_published_prompts_that_cannot_be_read_are_named(pipe, tmp_path):
