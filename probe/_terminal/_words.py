@@ -120,8 +120,8 @@ WORDS = {
     "n_select": "at most so many prompts to select neurons on",
     "select_seed": "first seed of these prompts",
     "overlays": "of so many concept neurons keep maps over the image (needs --recordings)",
-    "xt": "x_t of the map's own numbers: the original's for all, or each condition's own",
-    "quantity": "activation times outgoing weights, or the activation alone",
+    "xt": "shared: x_t of the original's denoising for all; own: each condition's own",
+    "quantity": "contribution: activation times outgoing weights; raw: the activation alone",
     # erasing
     "skill_ratio": "share of the hidden units that each output row may select",
     "window": "timesteps t_max,t_min that count, both included",

@@ -116,7 +116,7 @@ def attack(
     drawing = Drawing(steps, guidance, image_size(pipe, height, width), batch_size)
     timesteps(pipe, steps)
     concepts = _listed(concept)
-    detector = judge_of(judge if judge is not None else _common_judge(concepts))
+    detector = judge_of(judge if judge is not None else common_judge(concepts))
     rows = _rows(
         concepts, prompts, split=split, n=n_prompts, prompts_from=prompts_from, seed=seed, drawing=drawing, world=world
     )
@@ -315,7 +315,8 @@ def _listed(concept: Any) -> list[Any]:
     return found
 
 
-def _common_judge(concepts: Sequence[Any]) -> str:
+def common_judge(concepts: Sequence[Any]) -> str:
+    """The one judge that concepts name. `BadInput` where one names none, or they name several."""
     names = {(c.detector or "").partition(":")[0] for c in concepts}
     if "" in names:
         missing = next(c.name for c in concepts if not c.detector)

@@ -99,6 +99,19 @@ def slots(source: Sequence[int], k: int, where: str) -> tuple[int, ...]:
     return {"prefix": (*free, *ids), "suffix": (*ids, *free), "alone": free}[where]
 
 
+def freed(ids: Sequence[int], source: Sequence[int], where: str = "prefix") -> tuple[int, ...]:
+    """The template that an attack filled: its own tokens as free positions, the source's as they are.
+
+    ``where`` is tried before the other places; ids that leave the source nowhere whole are free altogether.
+    """
+    if where != "alone" and len(ids) >= len(source):
+        for place in sorted(("prefix", "suffix", "insert", "every3"), key=lambda place: place != where):
+            template = slots(source, len(ids) - len(source), place)
+            if len(template) == len(ids) and all(a in (FREE, b) for a, b in zip(template, ids, strict=True)):
+                return template
+    return (FREE,) * len(ids)
+
+
 def filled(template: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
     """A template's free positions taken by tokens, in order."""
     rest = iter(tokens)

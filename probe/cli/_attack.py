@@ -83,7 +83,9 @@ def sensitivity(
     neuron_map: Annotated[
         str | None, typer.Option("--map", help="a neuron map with the concept's neurons, made on other prompts")
     ] = None,
-    concept: Annotated[str | None, typer.Option(help="the concept; needed without --map")] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="what the attacks are about; repeat for a set that pools several")
+    ] = None,
     world: Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")] = "emoji",
     recordings: Annotated[
         str | None, typer.Option(help="folder for the recordings, to go on after an interruption")
@@ -96,14 +98,14 @@ def sensitivity(
 
     if task.dry_run:
         return task.plan(edit=edit, attacks=attack_set, map=neuron_map, concept=concept)
-    loaded = _edit(edit)
+    loaded, known = _edit(edit), probe.concepts(world)
     assert loaded is not None
     nm = probe.sensitivity(
         task.pipeline(),
         loaded,
         None if neuron_map is None else probe.NeuronMap.load(neuron_map),
         adversarial=attack_set,
-        concept=None if concept is None else probe.concepts(world)[concept],
+        concept=[known[name] for name in concept or ()],
         out=recordings,
         progress=task.progress,
         **task.config,

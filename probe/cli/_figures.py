@@ -207,25 +207,30 @@ def _sensitivity(files: Sequence[str], o: Options) -> Axes:
         name, _, path = text.rpartition("=")
         named[name or Path(path).name.removesuffix(".zip").removesuffix(".zarr")] = NeuronMap.load(path)
     one = len(named) == 1
-    return plots.plot_sensitivity(next(iter(named.values())) if one else named, title=o["title"])
+    return plots.plot_sensitivity(next(iter(named.values())) if one else named, **_of_four(o))
 
 
 def _concept_neurons(files: Sequence[str], o: Options) -> Axes:
     from probe import NeuronMap, plots
 
-    return plots.plot_concept_neurons(NeuronMap.load(files[0]), title=o["title"])
+    return plots.plot_concept_neurons(NeuronMap.load(files[0]), **_of_four(o))
 
 
 def _by_layer(files: Sequence[str], o: Options) -> Axes:
     from probe import NeuronMap, plots
 
-    return plots.plot_sensitivity_profile(NeuronMap.load(files[0]), "site", title=o["title"])
+    return plots.plot_sensitivity_profile(NeuronMap.load(files[0]), "site", **_of_four(o))
 
 
 def _by_step(files: Sequence[str], o: Options) -> Axes:
     from probe import NeuronMap, plots
 
-    return plots.plot_sensitivity_profile(NeuronMap.load(files[0]), "step", title=o["title"])
+    return plots.plot_sensitivity_profile(NeuronMap.load(files[0]), "step", **_of_four(o))
+
+
+def _of_four(o: Options) -> dict[str, Any]:
+    """Which of a sensitivity's combinations is drawn, and the title."""
+    return {"xt": o["xt"], "quantity": o["quantity"], "title": o["title"]}
 
 
 def _relit(files: Sequence[str], o: Options) -> Axes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from probe._terminal import Task, command
+from probe._terminal._words import WORDS
 from probe.cli._app import app
 from probe.cli._figures import FIGURES, figure_of
 from probe.errors import BadInput
@@ -41,6 +42,10 @@ def plot(
     ] = None,
     concept: Annotated[str | None, typer.Option(help="tradeoff, pareto, ablation, rates: which concept")] = None,
     kept: Annotated[str, typer.Option(help="tradeoff, pareto: split of the vertical axis")] = "preserve_test",
+    xt: Annotated[str, typer.Option(help=f"sensitivity, concept-neurons, by-layer, by-step: {WORDS['xt']}")] = "shared",
+    quantity: Annotated[
+        str, typer.Option(help=f"sensitivity, concept-neurons, by-layer, by-step: {WORDS['quantity']}")
+    ] = "contribution",
     columns: Annotated[int, typer.Option(help="images, examples: how many pictures in a row")] = 8,
     dpi: Annotated[int, typer.Option(help="dots per inch of a PNG")] = 200,
 ) -> None:
@@ -56,7 +61,8 @@ def plot(
         return task.plan(kind=kind, what=files)
     options = {
         "title": title, "top": top, "cut": cut, "named": named, "neuron": neuron, "reducer": reducer, "word": word,
-        "sample": sample, "rows": rows, "model": model, "concept": concept, "kept": kept, "columns": columns,
+        "sample": sample, "rows": rows, "model": model, "concept": concept, "kept": kept, "columns": columns, "xt": xt,
+        "quantity": quantity,
     }  # fmt: skip
     _save(FIGURES[kind].draw(files, options), task, dpi)
     return task.result({"figure": task.out, "kind": kind}, str(task.out))

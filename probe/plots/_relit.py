@@ -54,10 +54,10 @@ def plot_sensitivity(
         title: above the figure.
         ax: where to draw.
 
-    Raises `BadInput` for a neuron map of another method.
+    Raises `BadInput` for a neuron map of another method, `UnknownName` for another ``xt`` or ``quantity``.
     """
     named = dict(sens) if isinstance(sens, Mapping) else {"": sens}
-    tables = {name: _dataset(nm).sel(xt=xt, quantity=quantity) for name, nm in named.items()}
+    tables = {name: _dataset(nm, xt, quantity) for name, nm in named.items()}
     if not tables:
         raise BadInput("there is no sensitivity to draw")
     groups = [str(g) for g in next(iter(tables.values()))["group"].values]
@@ -96,23 +96,30 @@ def plot_concept_neurons(
 ) -> Axes:
     """Mean level of the concept's neurons and of all others in every condition (as figure 2 of the P-ESD paper).
 
-    Both are shown relative to their level in the original model, so that the two can share an axis.
+    Both are shown relative to their level in the original model on the condition's own prompts, so that the two can
+    share an axis. A dash is the edited model on the same prompts as the point: failed attacks have other prompts than
+    successful ones.
 
-    Raises `BadInput` for a neuron map of another method.
+    Raises `BadInput` for a neuron map of another method, `UnknownName` for another ``xt`` or ``quantity``.
     """
-    ds = _dataset(sens).sel(xt=xt, quantity=quantity)
+    ds = _dataset(sens, xt, quantity)
     chosen = sens.selected()
     conditions = [str(c) for c in ds["condition"].values]
-    level = ds["level"].values.astype(float)
+    level, baseline = ds["level"].values.astype(float), ds["baseline"].astype(float)
     ax = new_axes(ax, (1.4 + 0.95 * len(conditions), 3.0))
-    original = level[conditions.index("original")]
-    for i, (part, name, colour) in enumerate(
-        ((chosen, f"{int(chosen.sum())} concept neurons", VERMILION), (~chosen, "all others", BLUE))
-    ):
-        shares = level[:, part].sum(1) / original[part].sum()
+    added = [conditions.index(c) for c in conditions if c not in ("original", "plain")]
+    parts = {
+        "concept": (chosen, f"{int(chosen.sum())} concept neurons", VERMILION),
+        "others": (~chosen, "all others", BLUE),
+    }
+    for i, (key, (part, name, colour)) in enumerate(parts.items()):
+        original, plain = (baseline.sel(of=of, part=key).values for of in ("original", "plain"))
+        shares = level[:, part].mean(1) / original
         ax.plot(
             range(len(conditions)), shares, marker=MARKERS[i], linestyle="--" if i else "-", color=colour, label=name
         )
+        same = "edited, same prompts" if i == 0 else None
+        ax.plot(added, (plain / original)[added], "_", color=colour, markersize=16, alpha=0.6, zorder=1, label=same)
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle=":", zorder=1)
     ax.set_xticks(range(len(conditions)), [{**_WORDS, **_WORDS_OF_LEVELS}[c] for c in conditions])
     ax.set_ylim(bottom=0)
@@ -136,13 +143,13 @@ def plot_sensitivity_profile(
 ) -> Axes:
     """Mean level of the concept's (or the other) neurons along layers or steps: original, edited, edited and attacked.
 
-    A site without such a neuron has no point.
+    All three over the prompts whose attack succeeded. A site without such a neuron has no point.
 
-    Raises `UnknownName` for another axis, `BadInput` for a neuron map of another method.
+    Raises `UnknownName` for another axis, ``xt`` or ``quantity``, `BadInput` for a neuron map of another method.
     """
     if over not in ("site", "step"):
         raise unknown_name("axis of a profile", over, ("site", "step"))
-    ds = _dataset(sens).sel(xt=xt, quantity=quantity, part=part)
+    ds = _dataset(sens, xt, quantity).sel(part=part)
     values = ds[f"by_{over}"]
     names = [short_site(str(s)) for s in ds["place"].values] if over == "site" else [f"{t:g}" for t, _ in sens.windows]
     ax = new_axes(ax, (max(4.0, 0.5 * len(names)) if over == "site" else 4.8, 3.0))
@@ -162,11 +169,15 @@ def plot_sensitivity_profile(
     return ax
 
 
-def _dataset(nm: Any) -> xr.Dataset:
+def _dataset(nm: Any, xt: str, quantity: str) -> xr.Dataset:
+    """The part of a sensitivity that belongs to one kind of x_t and one quantity."""
     if getattr(nm, "method", None) != "sensitivity" or "ratio" not in nm.dataset:
         given = repr(nm)
         raise BadInput("this figure is of a sensitivity", given=given, fix="probe.sensitivity(pipe, edit, ...)")
-    found: xr.Dataset = nm.dataset
+    for axis, value, words in (("xt", xt, "kind of x_t"), ("quantity", quantity, "quantity")):
+        if value not in (known := [str(name) for name in nm.dataset[axis].values]):
+            raise unknown_name(words, value, known)
+    found: xr.Dataset = nm.dataset.sel(xt=xt, quantity=quantity)
     return found
 
 

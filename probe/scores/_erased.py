@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 from numpy import ndarray as Array
 
 from probe import _axis
@@ -88,8 +89,7 @@ def erased_delta(
         score[piece] = sides[0, piece] - sides[1, piece]
         if form == "raw":
             score[piece][unmoved(values[0][known], values[1][known])] = np.nan
-        for site in sites_within(sites, piece):
-            scale[piece][site] = np.nanmean(sides[0, piece][site]) + EPSILON if normalise == "site" else 1.0
+        scale[piece] = site_scale(sides[0, piece], sites_within(sites, piece)) if normalise == "site" else 1.0
     score /= scale
     low, high = np.full((2, n), np.nan)
     chosen = _highest(score, intervals)
@@ -132,6 +132,14 @@ def erased_delta(
         },
         report=report,
     )
+
+
+def site_scale(original: Float[Array, " n"], sites: Iterable[slice]) -> Float64[Array, " n"]:
+    """(n,) what a neuron's difference is divided by: the mean of its site's neurons in the original model, + 1e-6."""
+    found = np.empty(len(original))
+    for site in sites:
+        found[site] = np.nanmean(original[site]) + EPSILON
+    return found
 
 
 def unmoved(before: Float32[Array, "s n"], after: Float32[Array, "s n"]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from matplotlib import pyplot
@@ -32,11 +33,18 @@ def sens(tmp_path_factory):
     chosen = np.array([True, False, False, False, True, False])
     data = Collected(sites, np.array([900, 500, 100]))
     of_site = np.repeat([0, 1], 3)
-    levels = {"original": 1.0, "plain": 0.4, "adversarial": 0.8, "random_prefix": 0.45}
+    # prompts 0 and 1 were attacked with success; 2 failed, and everything is ten times as high there
+    levels = {"original": 1.0, "plain": 0.4, "adversarial": 0.8, "random_prefix": 0.45, "failed": 0.5}
+    pairs = {"adversarial": [0, 1], "failed": [2]}
+    tables = {name: pd.DataFrame({"pair": (at := pairs.get(name, [2, 0, 1])), "prompt_id": at}) for name in levels}
     for kind in XT:
         for form in QUANTITIES:
-            values = {name: np.full((2, STEPS, N), level) for name, level in levels.items()}
-            data.add(kind, form, values, chosen, of_site)
+            own = 0.5 if form == "raw" else 1
+            values = {
+                name: own * level * np.where(tables[name]["pair"] == 2, 10, 1)[:, None, None] * np.ones((1, STEPS, N))
+                for name, level in levels.items()
+            }
+            data.add(kind, form, values, tables, chosen, of_site)
             ratios = {"concept": Ratio(0.7, 0.5, 0.9, 2), "random_prefix": Ratio(0.1, -np.inf, np.inf, 2)}
             data.add_ratios(kind, form, ratios)
     nm = NeuronMap.build(
@@ -63,12 +71,15 @@ def test_ratios_stand_with_their_intervals_and_controls_that_were_not_measured_h
     assert [text.get_text() for text in both.get_legend().get_texts()] == ["esd", "prune"]
 
 
-def test_levels_are_shares_of_the_originals(sens):
+def test_levels_are_shares_of_the_originals_on_the_same_prompts(sens):
     ax = plot_concept_neurons(sens)
-    concept, others = ax.lines[:2]
-    at = [CONDITIONS.index(c) for c in ("original", "plain", "adversarial", "random_prefix")]
-    assert np.allclose(concept.get_ydata()[at], [1, 0.4, 0.8, 0.45])
-    assert np.isnan(others.get_ydata()[CONDITIONS.index("failed")])
+    concept, plain, others = ax.lines[:3]
+    at = [CONDITIONS.index(c) for c in ("original", "plain", "adversarial", "random_prefix", "failed")]
+    assert np.allclose(concept.get_ydata()[at], [1, 0.4, 0.8, 0.45, 0.5])
+    assert np.isnan(others.get_ydata()[CONDITIONS.index("non_concept")])
+    assert np.allclose(plain.get_ydata()[[0, 1, 2]], 0.4), "under attacks, random tokens and failed attacks"
+    assert np.allclose(sens.dataset["level"].sel(xt="own", quantity="contribution", condition="original"), 1)
+    assert np.allclose(sens.dataset["baseline"].sel(of="plain", condition="failed", quantity="contribution"), 4)
 
 
 @pytest.mark.parametrize(("over", "count"), [("site", 2), ("step", STEPS)])
@@ -85,13 +96,16 @@ def test_what_is_no_sensitivity_is_refused(sens, tmp_path):
             draw(other)
     with pytest.raises(UnknownName, match="axis of a profile"):
         plot_sensitivity_profile(sens, "layer")
+    with pytest.raises(UnknownName, match="kind of x_t"):
+        plot_sensitivity(sens, xt="share")
     with pytest.raises(BadInput, match="no sensitivity"):
         plot_sensitivity({})
 
 
-def test_files_give_the_same_figures_on_the_command_line(sens, tmp_path):
+def test_files_give_the_same_figures_on_the_command_line(sens, tmp_path, capsys):
     from probe._terminal import run
     from probe.cli import app
+    from probe.cli._figures import FIGURES
 
     sens.save(tmp_path / "a.zarr.zip")
     assert isinstance(sens.dataset, xr.Dataset)
@@ -99,3 +113,13 @@ def test_files_give_the_same_figures_on_the_command_line(sens, tmp_path):
         words = ["plot", kind, str(tmp_path / "a.zarr.zip"), "-o", str(tmp_path / f"{kind}.png")]
         assert run(app, words) == 0
         assert (tmp_path / f"{kind}.png").stat().st_size > 5_000
+    options = {"title": None, "xt": "own", "quantity": "raw"}
+    lines = {
+        kind: FIGURES[kind].draw([str(tmp_path / "a.zarr.zip")], options).lines for kind in ("by-layer", "by-step")
+    }
+    assert all(np.allclose(drawn[0].get_ydata(), 0.5) for drawn in lines.values())
+    words = ["plot", "by-step", str(tmp_path / "a.zarr.zip"), "-o", str(tmp_path / "raw.png")]
+    assert run(app, [*words, "--xt", "own", "--quantity", "raw"]) == 0
+    assert (tmp_path / "raw.png").read_bytes() != (tmp_path / "by-step.png").read_bytes()
+    assert run(app, [*words, "--quantity", "row"]) == 2
+    assert "raw" in capsys.readouterr().err

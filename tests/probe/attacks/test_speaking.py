@@ -81,6 +81,13 @@ def test_layouts_of_free_tokens():
     assert speaking.slots(ids, 2, "insert") == (1, 2, FREE, FREE, 3, 4, 5)
     assert speaking.slots(ids, 9, "every3") == (FREE, 1, 2, 3, FREE, 4, 5)
     assert speaking.slots(ids, 2, "alone") == (FREE, FREE)
+    for where in ("prefix", "suffix", "insert", "every3", "alone"):
+        template = speaking.slots(ids, 2, where)
+        found = speaking.filled(template, (8, 9))
+        assert speaking.freed(found, ids, where) == template
+        assert speaking.freed(found, ids, "somewhere") == template, "whatever place it is said to be"
+    assert speaking.freed((5, 4, 3), ids, "prefix") == (FREE,) * 3
+    assert speaking.freed((*ids, 1), (1,), "suffix") == (1, *(FREE,) * 5), "where several places fit"
     assert speaking.filled((FREE, 1, FREE), [8, 9]) == (8, 1, 9)
 
 
