@@ -8,6 +8,7 @@ import erase
 import probe
 from data.build import attacks, edits
 from probe._paths import data_dir
+from probe.attacks._registry import method_named
 
 pytestmark = pytest.mark.embedded
 FOLDERS = ("maps", "attacks", "edits")
@@ -52,3 +53,16 @@ def test_findings_are_small_and_of_the_list(world: probe.World) -> None:
     assert set(SETS) <= {job.key for job in attacks.jobs(world)}
     assert EDITS
     assert SETS
+
+
+def test_every_attack_has_both_baselines_beside_it_with_as_many_pictures(world: probe.World) -> None:
+    listed = list(attacks.jobs(world))
+    assert len({job.key for job in listed}) == len(listed)
+    for job in listed:
+        if job.method in attacks.BASELINES:
+            continue
+        near = [o for o in listed if (o.concepts, o.prompts, o.floor) == (job.concepts, job.prompts, job.floor)]
+        assert any(o.method == "random" and o.vocab == job.vocab for o in near), job.key
+        assert any(o.method == "seed_search" for o in near), job.key
+    judged = 1 + method_named("unlearn_diff").presets["quick"]["rounds"]
+    assert {options["images"] for options in attacks.BASELINES.values()} == {judged}

@@ -9,8 +9,10 @@ import pytest
 from erase.cli import app as erase_app
 from probe import compat
 from probe._terminal import run
+from probe._terminal._values import choices
 from probe.attacks import AttackSet
 from probe.cli import app
+from probe.cli._attack import _OWN
 from probe.testing import tiny_pipeline
 
 
@@ -27,6 +29,12 @@ def shelf(tmp_path_factory):
         run(erase_app, ["prune-neurons", f"{folder}/map.zarr.zip", *model, "--top", "60", "-o", f"{folder}/edit"]) == 0
     )
     return folder
+
+
+def test_an_option_takes_the_names_that_any_method_knows():
+    known = {option.name: choices(option.annotation) for option in _OWN}
+    assert known["begin"] == ("uniform", "random", "letters")
+    assert known["where"] == ("prefix", "suffix", "insert", "alone")
 
 
 @pytest.mark.slow
