@@ -2,11 +2,13 @@
 
     python -m benchmarks.sensitivity_figures                # says how long, then draws; gone on with when cut off
     python -m benchmarks.sensitivity_figures --dry-run      # only says how long
-    python -m benchmarks.sensitivity_figures --rebuild      # makes edits and attack sets first; says how long
+    python -m benchmarks.sensitivity_figures --rebuild      # makes missing edits and attack sets first; says how long
     python -m benchmarks.sensitivity_figures --only church --prompts 2 --select 4 --steps 4   # small
 
-Reads `data/edits/<concept>-<eraser>` and `data/attacks/<concept>-unlearn_diff-banned`, a transfer set made against ESD.
-What is not there is named and left out. Recordings and maps go to `--work`, figures to `--out`.
+Reads `data/edits/<concept>-<eraser>` and `data/attacks/<concept>-unlearn_diff-banned`, a transfer set made against ESD,
+whose prompts are judged anew on every other edit. What is not there is named and left out, and so is an edit that shows
+all prompts without an attack; where no attack succeeds ratios are NaN. Recordings and maps go to `--work`, figures to
+`--out`.
 """
 
 from __future__ import annotations
@@ -20,12 +22,16 @@ from typing import Any
 
 import probe
 from probe._paths import data_dir
+from probe._relighting import generations
 from probe.attacks import AttackSet
 from probe.cli._figures import FIGURES
+from probe.errors import BadInput
 
 CONCEPTS, ERASERS = ("church", "weapon", "ink"), {"esd": "ESD", "concept_prune": "ConceptPrune"}
 OPTIONS = {"title": None, "neuron": None, "sample": 0, "rows": 4, "columns": 8}
-CONDITIONS = 6
+BATCH = 20
+#: What one edit takes, as `data.build.edits` says.
+EDIT_MINUTES = 3.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,49 +50,53 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     pipe, world = probe.load("emoji"), probe.concepts("emoji")
-    concepts = [name for name in CONCEPTS if given.only in name]
-    if given.rebuild and not rebuilt(given, concepts):
-        return 2
-    jobs = [(name, eraser) for name in concepts for eraser in ERASERS if there(given, name, eraser)]
+    jobs = [(name, eraser) for name in CONCEPTS if given.only in name for eraser in ERASERS]
+    making = missing(pipe, world, given, jobs) if given.rebuild else {}
+    if not given.rebuild:
+        jobs = [job for job in jobs if there(given, *job)]
     runs = generations(given.prompts, given.select) * len(jobs)
-    print(
-        f"{len(jobs)} sensitivities, {runs} generations, about {minutes(pipe, given.steps, runs):.0f} minutes",
-        flush=True,
-    )
+    own = minutes(pipe, given.steps, runs)
+    for key, duration in making.items():
+        print(f"{key} is to be made, about {duration:.0f} minutes")
+    print(f"{len(jobs)} sensitivities, at most {runs} generations, about {own:.0f} minutes")
+    print(f"together about {own + sum(making.values()):.0f} minutes", flush=True)
     if given.dry_run:
         return 0
+    if not rebuilt(given, making):
+        return 2
     given.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
     for name, eraser in jobs:
-        found.setdefault(name, {})[ERASERS[eraser]] = measured(pipe, world[name], name, eraser, given)
+        if (nm := measured(pipe, world[name], name, eraser, given)) is not None:
+            found.setdefault(name, {})[ERASERS[eraser]] = nm
     for name, maps in found.items():
         draw(name, maps, given)
     return 0
 
 
-def generations(prompts: int, select: int) -> int:
-    """Denoising runs: both kinds of x_t in every condition, two trajectories, and selection on two models."""
-    return prompts * (2 * CONDITIONS + 1) + 3 * select
-
-
 def measured(pipe: Any, concept: Any, name: str, eraser: str, given: Any) -> Any:
-    """The sensitivity of one edit, from its file where there is one."""
+    """The sensitivity of one edit, kept as a map; None where no prompt is left to measure."""
     from erase import load_edit
 
-    attacks = AttackSet.load(given.attacks / f"{name}-unlearn_diff-banned").first(given.prompts)
-    nm = probe.sensitivity(
-        pipe,
-        load_edit(given.edits / f"{name}-{eraser}"),
-        adversarial=attacks,
-        concept=concept,
-        out=given.work / f"{name}-{eraser}",
-        n_select=given.select,
-        steps=given.steps,
-        overlays=3,
-        batch_size=20,
-    )
+    attacks = AttackSet.load(given.attacks / attack_key(name)).first(given.prompts)
+    try:
+        nm = probe.sensitivity(
+            pipe,
+            load_edit(given.edits / f"{name}-{eraser}"),
+            adversarial=attacks,
+            concept=concept,
+            out=given.work / f"{name}-{eraser}",
+            n_select=given.select,
+            steps=given.steps,
+            overlays=3,
+            batch_size=BATCH,
+        )
+    except BadInput as error:
+        print(f"left out {name} under {ERASERS[eraser]}: {error}", file=sys.stderr)
+        return None
     nm.save(given.work / f"{name}-{eraser}.zarr.zip", force=True)
-    print(f"{name} {eraser}: {nm.report}", flush=True)
+    none = "" if nm.report["attacked"]["succeeded"] else "; no attack succeeded, so the concept's ratio is NaN"
+    print(f"{name} {eraser}: {nm.report}{none}", flush=True)
     return nm
 
 
@@ -107,27 +117,22 @@ def draw(name: str, maps: dict[str, Any], given: Any) -> None:
         save(probe.plot_sensitivity_profile(nm, "site", title=f"{name}, {words}"), f"{eraser}-layers")
         save(probe.plot_sensitivity_profile(nm, "step", title=f"{name}, {words}"), f"{eraser}-steps")
         work = given.work / f"{name}-{eraser}"
-        files = [f"{kind}={work / f'own-{kind}'}" for kind in ("original", "plain", "adversarial")]
-        files = [text for text in files if Path(text.partition("=")[2]).is_dir()]
-        if len(files) > 1:
-            sample = shared_sample(files)
-            save(
-                FIGURES["relit"].draw(files, {**OPTIONS, "sample": sample, "title": f"{name}, {words}"}),
-                f"{eraser}-relit",
-            )
+        kinds = ("original", "plain", "adversarial") if nm.report["attacked"]["succeeded"] else ("original", "plain")
+        files = [f"{kind}={work / f'own-{kind}'}" for kind in kinds]
+        shown = {**OPTIONS, "sample": sample_of(nm, work / "own-original"), "title": f"{name}, {words}"}
+        save(FIGURES["relit"].draw(files, shown), f"{eraser}-relit")
 
 
-def shared_sample(files: list[str]) -> int:
-    """A sample of the first run that all the others have."""
-    pairs = [probe.Run(text.partition("=")[2]).samples["pair"].tolist() for text in files]
-    return next((i for i, pair in enumerate(pairs[0]) if all(pair in other for other in pairs[1:])), 0)
+def sample_of(nm: Any, original: Path) -> int:
+    """The first sample of the original's run whose attack succeeded, else the first."""
+    succeeded = nm.dataset["measured"].values & (nm.dataset["success"].values == 1)
+    pairs = probe.Run(original).samples["pair"].tolist()
+    return next((i for i, pair in enumerate(pairs) if succeeded[pair]), 0)
 
 
 def there(given: Any, name: str, eraser: str) -> bool:
     missing = [
-        path
-        for path in (given.edits / f"{name}-{eraser}", given.attacks / f"{name}-unlearn_diff-banned")
-        if not path.is_dir()
+        path for path in (given.edits / f"{name}-{eraser}", given.attacks / attack_key(name)) if not path.is_dir()
     ]
     for path in missing:
         print(f"left out {name} under {ERASERS[eraser]}: there is no {path}", file=sys.stderr)
@@ -135,25 +140,47 @@ def there(given: Any, name: str, eraser: str) -> bool:
 
 
 def minutes(pipe: Any, steps: int, runs: int) -> float:
-    """From one batch of four, drawn now."""
-    table = probe.samples(["a church"] * 4, seeds=[0, 1, 2, 3])
-    probe.generate(pipe, table, steps=1, progress=False)
+    """From one batch of as many as are recorded together, drawn now."""
+    table = probe.samples(["a church"] * BATCH, seeds=list(range(BATCH)))
+    probe.generate(pipe, table, steps=1, batch_size=BATCH, progress=False)
     start = time.perf_counter()
-    probe.generate(pipe, table, steps=4, progress=False)
-    return (time.perf_counter() - start) / 4 * steps / 4 * runs / 60
+    probe.generate(pipe, table, steps=6, batch_size=BATCH, progress=False)
+    return (time.perf_counter() - start) / 6 * steps / BATCH * runs / 60
 
 
-def rebuilt(given: Any, concepts: list[str]) -> bool:
-    """Edits and attack sets that are not there; both say first what there is to do, and how long it takes."""
+def missing(pipe: Any, world: Any, given: Any, jobs: list[tuple[str, str]]) -> dict[str, float]:
+    """What is to be made first, edits before the attacks on them, and how many minutes each takes."""
+    from data.build import attacks
+
+    found = {
+        f"{name}-{eraser}": EDIT_MINUTES for name, eraser in jobs if not (given.edits / f"{name}-{eraser}").is_dir()
+    }
+    keys = {attack_key(name) for name, _ in jobs}
+    for job in attacks.jobs(world):
+        if job.key in keys and (left := job.prompts - finished(given.attacks / job.key)):
+            found[job.key] = attacks.total_minutes(pipe, [job], False) * left / job.prompts
+    return found
+
+
+def finished(path: Path) -> int:
+    """How many prompts of an attack set are searched to the end."""
+    return sum(row.finished for row in AttackSet.load(path)) if path.is_dir() else 0
+
+
+def rebuilt(given: Any, making: dict[str, float]) -> bool:
+    """Makes them; what was cut off is gone on with."""
     from data.build import attacks, edits
 
-    for name in concepts:
-        for eraser in ERASERS:
-            edits.main(["--only", f"{name}-{eraser}", "--out", str(given.edits)])
-        only = ["--only", f"{name}-unlearn_diff-banned", "--out", str(given.attacks), "--edits", str(given.edits)]
-        if attacks.main(only):
+    for key in making:
+        if key.rpartition("-")[2] in ERASERS:
+            edits.main(["--only", key, "--out", str(given.edits)])
+        elif attacks.main(["--only", key, "--out", str(given.attacks), "--edits", str(given.edits)]):
             return False
     return True
+
+
+def attack_key(name: str) -> str:
+    return f"{name}-unlearn_diff-banned"
 
 
 if __name__ == "__main__":

@@ -106,7 +106,8 @@ class Study:
             verdicts = self._judged(folder, tried)
         places = _places(verdicts.measured, verdicts)
         if not verdicts.succeeded.any():
-            logger.warning("no attack of %r succeeded: the ratio of the concept's neurons is NaN", self.attacks)
+            text = "no attack of %s on %s succeeds on this edit: the ratio of the concept's neurons is NaN"
+            logger.warning(text, self.attacks.method, self.attacks.name)
         original, *rest = self._untried(places)
         own |= {condition.name: drawn(condition) for condition in (original, *rest)}
         trajectory = self._trajectory(original, folder / "trajectory")

@@ -32,9 +32,9 @@ from pruning_common import (
 )
 
 import probe
+from probe._relighting import generations
 
 SELECTING = 20
-CONDITIONS = 6
 
 
 def main() -> None:
@@ -62,8 +62,7 @@ def plan(args: argparse.Namespace) -> None:
     for name in args.concepts:
         n = args.prompts or PROMPTS.get(name, 20)
         seeds = min(args.seeds, SEEDS.get(name, args.seeds))
-        # at shared x_t: the original's denoising once, then forwards of every step and condition, as many as drawing
-        pictures += len(methods) * seeds * (2 * CONDITIONS * n + n + 3 * SELECTING)
+        pictures += len(methods) * seeds * generations(n, SELECTING)
     tell(pictures, trainings_left(methods, args), args)
     print("attacks are not counted here: pruning_attacked.py --baselines --plan")
 
