@@ -76,13 +76,13 @@ def inference_fifty(_folder: Path) -> list[dict[str, Any]]:
 @row
 def training_embedded(folder: Path) -> list[dict[str, Any]]:
     """Seconds to learn one concept (church) on the embedded model, at the settings of benchmarks/claims."""
-    from claims.resag_common import SETTINGS
+    from data.build.settings import RESAG
 
     pipe, church = emoji(), probe.concepts("emoji")["church"]
     taken = []
     for seed in range(3):
         start = time.perf_counter()
-        erase.resag(pipe, church, seed=seed, progress=False, **SETTINGS)
+        erase.resag(pipe, church, seed=seed, progress=False, **RESAG)
         taken.append(time.perf_counter() - start)
     return [{"value": sorted(taken)[1], "low": min(taken), "high": max(taken), "unit": "s", "n": len(taken),
              "bar": "below 120", "note": "least and most of three"}]  # fmt: skip

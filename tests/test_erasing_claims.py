@@ -209,8 +209,9 @@ def test_verdicts_of_other_tables_stay_in_the_file(tmp_path):
 
 
 def test_every_row_says_what_it_erases_and_what_it_is_told():
-    from settings import TEXT, TEXT_OF_MANY, VISUAL
     from trce_rows import tables
+
+    from data.build.settings import TEXT, TEXT_OF_MANY, VISUAL
 
     known = tables(probe.concepts("emoji"))
     assert {row.erased for row in known["several"].rows} == {("weapon", "intoxicants", "death", "gambling", "vermin")}

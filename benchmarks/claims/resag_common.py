@@ -20,6 +20,7 @@ from models import common_arguments, own
 
 import erase
 import probe
+from data.build.settings import OF_ONE
 from probe._result import ORIGINAL
 
 HERE = Path(__file__).resolve().parent
@@ -27,15 +28,6 @@ OUT = Path("runs/claims/resag")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SPLITS = ("explicit", "preserve_test", "preserve_fit")
 
-#: Of gates on the embedded model: its text is 32 x 128, its layers are small; steps are larger and stages shorter.
-SETTINGS: dict[str, Any] = {
-    "rank": 4, "gate_rank": 16, "eta": 0.5, "anchor_weight": 1e3, "stages": 3, "iterations": 300,
-    "first_iterations": 1200, "adversary_iterations": 200, "lr": 1e-3, "first_lr": 3e-3, "adversaries": 8,
-}  # fmt: skip
-LINEAR = {key: value for key, value in SETTINGS.items() if key != "gate_rank"}
-#: 300 iterations a concept here; the published 3,000 are of a model that is two hundred times as large.
-SPM: dict[str, Any] = {"iterations": 300, "x_t": "cached", "lr": 1e-3, "similarity": "centred"}
-DEFAULTS = {"resag": SETTINGS, "low_rank": LINEAR, "spm": SPM}
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 #: Judged beside the rate on the concepts' own prompts: what shows nothing, what else is still there, another judge.
 BESIDE = ("broken", "content_kept", "rate_second")
@@ -49,7 +41,7 @@ def one_by_one(method: str, names: Sequence[str], seed: int, out: Path, **option
     world, eraser = probe.concepts("emoji"), getattr(erase, method)
 
     def made(name: str, _: Path) -> Any:
-        told = {**DEFAULTS[method], **options}
+        told = {**OF_ONE[method], **options}
         if "preserve" in told:
             told["preserve"] = [world[other] for other in told["preserve"]]
         return eraser(own(), world[name], seed=seed, progress=False, **told)
@@ -59,7 +51,7 @@ def one_by_one(method: str, names: Sequence[str], seed: int, out: Path, **option
 
 def recipe(method: str, name: str, seed: int, **options: Any) -> tuple[str, dict[str, Any]]:
     """Label and options of one concept's edit, as they are kept."""
-    return f"{method}-{name}-{seed}", {**DEFAULTS[method], **options, "seed": seed}
+    return f"{method}-{name}-{seed}", {**OF_ONE[method], **options, "seed": seed}
 
 
 def seconds_of(method: str, names: Sequence[str], seed: int, out: Path, **options: Any) -> float:

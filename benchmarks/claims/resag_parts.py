@@ -16,10 +16,11 @@ import pandas as pd
 from keeping import MAKING, tell, tell_kept
 from matplotlib.figure import Figure
 from models import opened, parsed
-from resag_common import COLOURS, OUT, SETTINGS, arguments, measured, one_by_one, write
+from resag_common import COLOURS, OUT, arguments, measured, one_by_one, write
 
 import erase
 import probe
+from data.build.settings import RESAG
 
 IMAGES = {"explicit": 30, "preserve_test": 200, "preserve_fit": 24}
 CONCEPTS = ("cowboy", "mage", "ninja")
@@ -30,15 +31,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whole": {},
     "no gate": {"gate": "open"},
     "no anchors": {"anchor_weight": 0.0},
-    "anchor weight / 10": {"anchor_weight": SETTINGS["anchor_weight"] / 10},
-    "anchor weight x 10": {"anchor_weight": SETTINGS["anchor_weight"] * 10},
+    "anchor weight / 10": {"anchor_weight": RESAG["anchor_weight"] / 10},
+    "anchor weight x 10": {"anchor_weight": RESAG["anchor_weight"] * 10},
     "no mixing": {"mix": False},
     "no noise": {"noise": 0.0},
     "no adversary": {"adversaries": 0},
     "all adversaries": {"keep_adversaries": "all"},
     "tied key": {"key_mode": "tied"},
-    **{f"rank {rank}": {"rank": rank} for rank in RANKS if rank != SETTINGS["rank"]},
-    **{f"{n} adversaries": {"adversaries": n} for n in ADVERSARIES if n != SETTINGS["adversaries"]},
+    **{f"rank {rank}": {"rank": rank} for rank in RANKS if rank != RESAG["rank"]},
+    **{f"{n} adversaries": {"adversaries": n} for n in ADVERSARIES if n != RESAG["adversaries"]},
     "gates above 0.6": {"threshold": 0.6},
     "linear only": {},
     "anchors from everything": {},

@@ -21,10 +21,10 @@ from keeping import MAKING, kept, tell, tell_kept
 from matplotlib.figure import Figure
 from models import opened, own, parsed
 from resag_common import COLOURS, OUT, STRENGTHS, arguments, compared, measured, one_by_one, write
-from settings import options_of
 
 import erase
 import probe
+from data.build.settings import options_of
 from probe.errors import BadInput
 
 IMAGES = {"explicit": 60, "preserve_test": 240, "preserve_fit": 72}

@@ -11,9 +11,9 @@ from typing import Any
 from keeping import kept
 from models import own
 from pruning_common import setting_of, trained
-from settings import TEXT, options_of
 
 import erase
+from data.build.settings import CONCEPT_PRUNE, TEXT, options_of
 
 CONCEPT = "weapon"
 OWN = ("explicit", "implicit_phrase", "implicit_combination")
@@ -168,7 +168,7 @@ def pruned(row: Row, world: Mapping[str, Any], label: str, out: Path) -> Any:
     from data.build import edits
 
     job = edits.Job(row.erased[0], row.erased, "concept_prune")
-    return kept(label, edits.CONCEPT_PRUNE, lambda folder: edits.made(own(), world, job, folder), out)
+    return kept(label, CONCEPT_PRUNE, lambda folder: edits.made(own(), world, job, folder), out)
 
 
 # --- What the command line changes ------------------------------------------------------------------------------------

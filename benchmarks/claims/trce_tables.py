@@ -4,7 +4,7 @@
 
 TABLE is any of ``methods several eta tokens losses synonyms templates beta styles``: tables 1 to 9 of arXiv 2503.07389.
 Weapon, with its implicit splits, stands for the paper's "sexual". ``--tune`` measures on tuning prompts, other seeds
-and ``preserve_fit``, which is how the settings in `settings.py` are to be chosen; reports are on test prompts.
+and ``preserve_fit``, which is how settings (`data/build/settings.py`) are to be chosen; reports are on test prompts.
 
 ``methods`` has three training seeds of what is random and three seed sets of the evaluation of what is not, the rule
 fresh (3 of 5 new pictures) under the four committed transfer sets, ten prompts of each, and of each row's first seed a

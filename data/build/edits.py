@@ -4,7 +4,7 @@
     python -m data.build.edits --dry-run     # only names them
     python -m data.build.edits --only church # edits whose name holds this
 
-Settings were chosen on tuning prompts by the scripts in `benchmarks/claims`. Trainings lie under `--work`.
+Settings are those of `data/build/settings.py`. Trainings and recordings lie under `--work`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import probe
+from data.build.settings import options_of
 from probe._paths import data_dir
 
 HEADLINE = ("church", "ink", "weapon")
-#: Of `benchmarks/claims/pruning_plain.py --tune`; kept at a rank that leaves room for all findings in 10 MB.
-ESD: dict[str, Any] = {"lr": 1e-4, "train": "x", "eta": 0.3, "retain": 1.0, "iterations": 200,
-                       "batch_size": 4, "steps": 15, "cached": 40}  # fmt: skip
-#: A style gives way to another one, prompt by prompt.
-ESD_OF_STYLES = ESD | {"lr": 3e-4, "eta": 1.0}
-RANK = 12
-#: Of `benchmarks/claims/concept_prune_sweep.py`.
-CONCEPT_PRUNE: dict[str, Any] = {"skill_ratio": 0.15, "window": (490, 1)}
+#: One of each eraser for the headline concepts; those that solve or train whole matrices are kept at a rank that leaves
+#: room for all findings in 10 MB.
+ERASERS = ("esd", "concept_prune", "uce", "mace", "trce_text", "resag")
+RANK = {"esd": 12, "uce": 8, "mace": 8, "trce_text": 8}
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,12 @@ class Job:
 def jobs(world: Any) -> Iterator[Job]:
     """White-box attack sets are made against ESD edits, so there is one of everything that is attacked."""
     groups = [name for name in world.lists["groups"] if name not in HEADLINE]
-    for name in (*HEADLINE, *groups):
+    for eraser in ERASERS:
+        for name in HEADLINE:
+            yield Job(name, (name,), eraser)
+    for name in groups:
         yield Job(name, (name,), "esd")
     yield Job("erase_10", tuple(world.lists["erase_10"]), "esd")
-    for name in HEADLINE:
-        yield Job(name, (name,), "concept_prune")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,33 +74,24 @@ def made(pipe: Any, world: Any, job: Job, work: Path) -> Any:
     import erase
 
     concepts = [world[name] for name in job.concepts]
+    options = options_of(job.eraser, concepts)
+    if job.eraser == "concept_prune":
+        return erase.concept_prune(pipe, skill_map(concepts[0], pipe, work), name=job.key, **options)
     if job.eraser == "esd":
-        whole = erase.esd(pipe, concepts, training=work / job.key, name=job.key, **told(concepts))
-        return erase.truncated(whole, RANK, name=job.key)
-    (concept,) = concepts
+        options |= {"training": work / job.key}
+    whole = getattr(erase, job.eraser)(pipe, concepts, name=job.key, **options)
+    return erase.truncated(whole, RANK[job.eraser], name=job.key) if job.eraser in RANK else whole
+
+
+def skill_map(concept: Any, pipe: Any, work: Path) -> Any:
+    """The wanda map that ConceptPrune prunes by, of 40 prompts and their references."""
     form = "paper" if "paper" in concept.references else next(iter(concept.references))
     sides = {"target": concept.prompts["explicit"], "reference": concept.references[form]}
     runs = [
-        probe.record(pipe, list(prompts)[:40], out=work / f"{job.name}-{side}", batch_size=20, images=False)
+        probe.record(pipe, list(prompts)[:40], out=work / f"{concept.name}-{side}", batch_size=20, images=False)
         for side, prompts in sides.items()
     ]
-    found = probe.score(*runs, method="wanda", branches="cond")
-    return erase.concept_prune(pipe, found, name=job.key, **CONCEPT_PRUNE)
-
-
-def told(concepts: list[Any]) -> dict[str, Any]:
-    """What ESD is told of concepts: the prompts it learns, what is drawn instead, and its numbers."""
-    if concepts[0].kind == "style":
-        (style,) = concepts
-        pairs = zip(style.prompts["explicit"], style.references["neighbour"], strict=True)
-        return {"prompts": list(pairs), **ESD_OF_STYLES}
-    each = None if len(concepts) == 1 else 8
-    anchors = {concept.anchor for concept in concepts}
-    return {
-        "prompts": [prompt for concept in concepts for prompt in concept.prompts["explicit"][:each]],
-        "anchor": (anchors.pop() or None) if len(anchors) == 1 else None,
-        **ESD,
-    }
+    return probe.score(*runs, method="wanda", branches="cond")
 
 
 if __name__ == "__main__":
