@@ -150,8 +150,8 @@ def compare(
     Args:
         pipe: the pipeline; left as it was after every picture.
         edits: name -> edit (or intervention), or edits, which are called by their names.
-        judge: a `probe.detector`, or its name, whose best label of each family (object, style) is written under each
-            picture.
+        judge: a `probe.detector`, or its name, whose best label of each family (object, style, gender) is written under
+            each picture.
         steps, guidance: as in `probe.generate`.
 
     Shows itself in JupyterLab; `Comparison.to_html` writes it as one file that needs no kernel. Raises `BadInput` for

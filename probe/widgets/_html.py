@@ -128,7 +128,7 @@ def written(page: str, path: str | Path | None, *, force: bool = False) -> str:
 
 
 def bundle(view: Callable[[], Any], page: Callable[[], str], text: str) -> dict[str, Any]:
-    """What a notebook shows: the live view, and beside it the page, for viewers without a kernel."""
+    """What a notebook shows: the live view, and beside it the page, for viewers that know no widgets."""
     shown: dict[str, Any] = {"text/plain": text}
     try:
         shown |= view()._repr_mimebundle_()
