@@ -79,8 +79,8 @@ wheel: setup ## builds dist/*.whl and tries it from an empty folder
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	WHEEL="$$(ls "$(CURDIR)"/dist/*.whl)" $(BIN)/python -m pytest -q -m slow tests/test_wheel.py
 
-lab: setup ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+lab: setup ## JupyterLab on the notebooks; the repository is its root, so that links into docs/ lead somewhere
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/01_explore_activations.ipynb
 
 findings: setup ## makes committed edits and attack sets that are missing: hours, says how long first, may be interrupted (ONLY=church)
 	$(BIN)/python -m data.build.edits --only "$(ONLY)"

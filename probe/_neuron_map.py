@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -300,7 +301,7 @@ class NeuronMap:
         table = self.to_dataframe().nlargest(5, "score")
         sites = self._site_table().to_html(index=False, border=0, escape=True, float_format="{:.3g}".format)
         best = table.to_html(index=False, border=0, escape=True, float_format="{:.3g}".format)
-        title = repr(self).strip("<>")
+        title = escape(repr(self)[1:-1])
         return f"<b>{title}</b><details><summary>{len(self.sites)} sites</summary>{sites}</details>best units{best}"
 
     def _site_table(self) -> pd.DataFrame:

@@ -35,12 +35,30 @@ def test_one_cell_of_parameters_and_no_outputs(path: Path) -> None:
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", ())]
     assert len(tagged) == 1
     names = {target.id for node in ast.parse("".join(tagged[0]["source"])).body for target in node.targets}
-    assert {"model", "out", "steps", "quick"} <= names
+    assert {"model", "device", "dtype", "out", "steps", "quick"} <= names
+    assert names & {"batch_size", "batch_sizes"}
+    if path.stem.startswith("01"):
+        assert {"skill_ratio", "window"} <= names
     for cell in cells:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == []
             assert cell["execution_count"] is None
     assert len({cell["id"] for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_real_checkpoint_needs_one_cell_and_other_settings_another_folder(path: Path) -> None:
+    _, source, *rest = code(path)
+    assert 'out = Path(out) / "-".join(Path(str(one)).name for one in settings)' in source
+    settings = re.search(r"^settings = \[(.+)\]$", source, re.MULTILINE)
+    assert settings is not None
+    assert all(re.search(rf"\b{name}\b", settings[1]) for name in ("model", "steps", "dtype", r"batch_sizes?"))
+    assert "probe.load(model, device=device, dtype=dtype)" in source
+    calls = [call for cell in (source, *rest) for call in ast.walk(ast.parse(cell)) if isinstance(call, ast.Call)]
+    for call in calls:
+        if ast.unparse(call.func) in ("probe.generate", "probe.record", "probe.attack", "probe.sensitivity"):
+            given = {keyword.arg for keyword in call.keywords}
+            assert None in given or "steps" in given, f"{ast.unparse(call)} takes steps and batch_size as set above"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from probe.errors import BadInput, unknown_name
+from probe.metrics import hits
 
 #: uint8 pictures (n, y, x, 3) -> float32 scores (n, label)
 ScoreFunction = Callable[[np.ndarray], np.ndarray]
@@ -82,10 +83,15 @@ class Detector:
         """Columns of the labels ``family/...``."""
         return [i for i, label in enumerate(self.labels) if label.startswith(f"{family}/")]
 
-    def hits(self, scores: np.ndarray, label: str) -> np.ndarray:
-        """Float (n,): 1 where the label is shown, 0 where not, NaN where the score is NaN."""
-        i = self.index(label)
-        return np.where(np.isnan(scores[:, i]), np.nan, scores[:, i] >= self.thresholds[i])
+    def hits(self, scores: np.ndarray, labels: str | Sequence[str]) -> np.ndarray:
+        """Float (n,): 1 where the label, or one of several, is shown, 0 where none is, NaN where it was not scored.
+
+        >>> judge.hits(judge(images), probe.metrics.labels_of(concept))  # doctest: +SKIP
+        """
+        wanted = (labels,) if isinstance(labels, str) else tuple(labels)
+        for label in wanted:
+            self.index(label)
+        return hits(scores, self.labels, self.thresholds, [wanted] * len(scores))
 
     def best(self, scores: np.ndarray, family: str) -> np.ndarray:
         """Column of the highest label of a family per picture (n,), -1 where the scores are NaN."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,7 @@ def plot_neuron_examples(
     maps: np.ndarray | None = None,
     per_row: int = 8,
     quantiles: Sequence[float] = (0.9, 0.5, 0.1),
+    rows: Mapping[str, Sequence[int] | np.ndarray] | None = None,
     label: str = "activation",
     title: str | None = None,
     ax: Axes | None = None,
@@ -63,6 +64,8 @@ def plot_neuron_examples(
         maps: (s y x) of any size, where in the image it fires; one colour scale over all that are shown.
         per_row: pictures in a row.
         quantiles: a row for each, see `neuron_examples`.
+        rows: name -> positions (s,), as `neuron_examples` gives them, instead of ``per_row`` and ``quantiles``: for
+            some of the samples from which it chose.
         label: of the colour scale of the maps.
         title: above the figure.
         ax: where to draw.
@@ -77,7 +80,8 @@ def plot_neuron_examples(
     counts = {len(pictures), len(activation), len(pictures if maps is None else maps)}
     if len(counts) > 1:
         raise BadInput("pictures, activations and maps are of different samples", given=sorted(counts))
-    rows = neuron_examples(activation, per_row=per_row, quantiles=quantiles)
+    if rows is None:
+        rows = neuron_examples(activation, per_row=per_row, quantiles=quantiles)
     shown = np.concatenate(list(rows.values()))
     norm = None if maps is None else colour_scale(np.asarray(maps)[shown])
     aspect = pictures.shape[1] / pictures.shape[2]

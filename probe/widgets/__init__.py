@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from probe.widgets._acting import Message
 from probe.widgets._comparison import Compared, Comparison, Row, compare
-from probe.widgets._explorer import Examples, Explorer, State, explore
+from probe.widgets._examples import Examples
+from probe.widgets._explorer import Explorer, State, explore
 
 __all__ = ["Compared", "Comparison", "Examples", "Explorer", "Message", "Row", "State", "compare", "explore"]

@@ -29,7 +29,7 @@ class Acting(Generic[S]):
         self._listeners: list[Callable[[], object]] = []
 
     def on_change(self, listener: Callable[[], object]) -> None:
-        """Call ``listener()`` after every action."""
+        """Call ``listener()`` after every action; one that fails undoes the action, and it is called again."""
         self._listeners.append(listener)
 
     @contextmanager
@@ -38,13 +38,19 @@ class Acting(Generic[S]):
         self.state = replace(before, message=None)
         try:
             yield
+            self._tell()
         except WorkbenchError as error:
             self.state = replace(before, message=Message(error.message, error))
+            self._tell()
         except KeyboardInterrupt:
-            self.state = replace(before, message=Message("interrupted; nothing has changed, and you may start again"))
+            text = "interrupted; everything here is as it was, and you may start again"
+            self.state = replace(before, message=Message(text))
+            self._tell()
         except BaseException:
             self.state = before
             raise
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             listener()
 

@@ -134,12 +134,7 @@ class Comparison(Acting[Compared]):
         if self.judge is None:
             return {}
         scores = self.judge(np.stack(list(images.values())))
-        columns = self.judge.family("object") or list(range(len(self.judge.labels)))
-        best = [max(columns, key=lambda i, row=row: np.nan_to_num(row[i], nan=-1)) for row in scores]
-        return {
-            name: "not judged" if np.isnan(row[i]) else f"{self.judge.labels[i].rpartition('/')[2]} {row[i]:.2f}"
-            for name, i, row in zip(images, best, scores, strict=True)
-        }
+        return {name: _best_labels(row, self.judge.labels) for name, row in zip(images, scores, strict=True)}
 
 
 def compare(
@@ -155,7 +150,8 @@ def compare(
     Args:
         pipe: the pipeline; left as it was after every picture.
         edits: name -> edit (or intervention), or edits, which are called by their names.
-        judge: a `probe.detector`, or its name, whose best label is written under each picture.
+        judge: a `probe.detector`, or its name, whose best label of each family (object, style, gender) is written under
+            each picture.
         steps, guidance: as in `probe.generate`.
 
     Shows itself in JupyterLab; `Comparison.to_html` writes it as one file that needs no kernel. Raises `BadInput` for
@@ -166,6 +162,17 @@ def compare(
 
         judge = detector(judge)
     return Comparison(pipe, _named(edits), judge=judge, steps=steps, guidance=guidance)
+
+
+def _best_labels(scores: np.ndarray, labels: Sequence[str]) -> str:
+    """The highest label of each family in words, from scores (label,)."""
+    families: dict[str, list[tuple[float, str]]] = {}
+    for label, score in zip(labels, scores, strict=True):
+        family, _, name = label.rpartition("/")
+        if not np.isnan(score):
+            families.setdefault(family, []).append((float(score), name))
+    best = [max(found) for found in families.values()]
+    return ", ".join(f"{name} {score:.2f}" for score, name in best) or "not judged"
 
 
 def _named(edits: Any) -> dict[str, EditLike]:

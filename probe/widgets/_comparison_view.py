@@ -55,8 +55,8 @@ class ComparisonView:
         self.refresh()
 
     def _draw(self) -> None:
-        self.message.value = "drawing …"
-        self.comparison.draw(self.prompt.value, int(self.seed.value))
+        with html.working(self.message, "drawing"):
+            self.comparison.draw(self.prompt.value, int(self.seed.value))
 
     def refresh(self) -> None:
         """Show the state as it is now."""

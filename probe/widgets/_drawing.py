@@ -26,11 +26,15 @@ from probe.widgets._material import Side, provenance_of, reducer_of
 
 @dataclass(frozen=True)
 class Maps:
-    """Where one neuron fires: ``samples`` (s,) positions, their ``images`` (s y x 3), and ``maps`` (s t y x)."""
+    """Where one neuron fires: ``samples`` (s,) positions, their ``images`` (s y x 3), and ``maps`` (s t y x).
+
+    ``rows`` name -> which of these (s,) belong to it.
+    """
 
     samples: np.ndarray
     images: np.ndarray
     maps: np.ndarray
+    rows: dict[str, np.ndarray]
 
 
 def check_model(pipe: Any, side: Side) -> None:
@@ -43,17 +47,19 @@ def check_model(pipe: Any, side: Side) -> None:
         raise WrongModel("other edits are in force than while recording", given=given, expected=expected)
 
 
-def maps(pipe: Any, side: Side, places: Sequence[int] | Array, neuron: tuple[str, int], sampling: Any) -> Maps:
-    """Draw samples of a side again, keeping where in the image one neuron fires."""
+def maps(pipe: Any, side: Side, rows: Mapping[str, Array], neuron: tuple[str, int], sampling: Any) -> Maps:
+    """Draw the samples of some rows (name -> positions in the side) again, keeping where a neuron fires in them."""
     site, unit = neuron
-    table = side.table.iloc[list(places)].reset_index(drop=True)
+    places = np.unique(np.concatenate(list(rows.values())))
+    table = side.table.iloc[places].reset_index(drop=True)
     with tempfile.TemporaryDirectory() as folder:
         run = record(
             pipe, table, out=Path(folder) / "maps", maps={site: [unit]}, images=True, progress=False, **sampling
         )
         found, _ = maps_of_neuron(run, site, unit, mean=False)
         pictures = run.open("images")["image"].values
-    return Maps(np.asarray(places), pictures, np.asarray(found))
+    own = {name: np.searchsorted(places, row) for name, row in rows.items()}
+    return Maps(places, pictures, np.asarray(found), own)
 
 
 def before_after(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from probe._axis import sites_of
 from probe._choosing import over_windows
 from probe._neuron_map import NeuronMap
 from probe._run import Run
@@ -18,6 +20,7 @@ from probe.plots import layer_step_table, maps_of_neuron, neuron_examples, ranke
 from probe.scores import Selectivity
 from probe.widgets import _drawing as drawing
 from probe.widgets._acting import Acting, Message
+from probe.widgets._examples import PER_ROW, Examples, rows_of
 from probe.widgets._material import Material, Side, material, place_of
 
 Neuron = tuple[str, int]
@@ -31,9 +34,10 @@ class State:
 
     - ``concept``, ``method``: whose neuron map is shown, made how
     - ``site``, ``window``: the cell of the heat map whose neurons are ranked; None: all sites, all windows
-    - ``prompt``: neurons are ranked by how far they exceed their own mean on it, instead of by the map
+    - ``prompt``, ``seed``: neurons are ranked by how far they exceed their own mean on it, instead of by the map
     - ``neuron``, ``step``: the one that is looked at, and when; step None is the mean over all
     - ``chosen``: neurons put aside for a selection, in that order
+    - ``pictures``, ``pictured``: of the last intervention, row name -> (s y x 3), and their prompts
     """
 
     concept: str
@@ -41,20 +45,13 @@ class State:
     site: str | None = None
     window: int | None = None
     prompt: str | None = None
+    seed: int = 0
     neuron: Neuron | None = None
     step: int | None = None
     chosen: tuple[Neuron, ...] = ()
+    pictures: Mapping[str, np.ndarray] | None = field(default=None, compare=False)
+    pictured: tuple[str, ...] = ()
     message: Message | None = None
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Pictures and one neuron's activation (s,) on them; ``maps`` (s y x) of where it fires, None without."""
-
-    images: np.ndarray
-    activation: np.ndarray
-    maps: np.ndarray | None
-    prompts: list[str]
 
 
 class Explorer(Acting[State]):
@@ -70,10 +67,8 @@ class Explorer(Acting[State]):
         concept = source.concepts[0]
         super().__init__(State(concept, source.methods(concept)[0]))
         self.material, self.pipe = source, pipe
-        self.pictures: dict[str, np.ndarray] | None = None  # of the last intervention: row name -> (s y x 3)
-        self.pictured: list[str] = []  # their prompts
         self._drawn: dict[tuple[str, Neuron], drawing.Maps] = {}
-        self._excess: dict[tuple[str, str], np.ndarray] = {}
+        self._excess: dict[tuple[str, str, int], np.ndarray] = {}
 
     # --- actions ---
 
@@ -83,7 +78,8 @@ class Explorer(Acting[State]):
             methods = self.material.methods(name)
             method = self.state.method if self.state.method in methods else methods[0]
             self.material.finding(name, method)
-            self._become(concept=name, method=method, site=None, window=None, prompt=None, neuron=None)
+            chosen = self.state.chosen  # neurons are of the model; all else is of the concept and its run
+            self.state = State(name, method, chosen=chosen)
 
     def choose_method(self, name: str) -> None:
         """Show the concept's map by another method."""
@@ -125,7 +121,7 @@ class Explorer(Acting[State]):
             if not text:
                 raise BadInput("there is no prompt", fix="type one, such as one of the run's")
             self._excess_on(text, seed)
-            self._become(prompt=text, site=None, window=None)
+            self._become(prompt=text, seed=seed, site=None, window=None)
 
     def add(self, site: str | None = None, unit: int | None = None) -> None:
         """Put a neuron into the selection: the one that is looked at, if none is named."""
@@ -160,15 +156,17 @@ class Explorer(Acting[State]):
             nm.save(path, force=force)
             self._become(message=Message(f"saved {len(self.state.chosen)} neurons to {path}"))
 
-    def draw_maps(self, count: int = 8) -> None:
-        """Draw the pictures again that the neuron is highest on, and keep where in them it fires."""
+    def draw_maps(self, per_row: int = PER_ROW) -> None:
+        """Draw pictures again that the neuron is highest on, and those around quantiles; keep where in them it fires.
+
+        The rows are of the step that is chosen now; another step shows the same pictures as they are then.
+        """
         with self._acting():
-            site, unit = self._named(None, None)
+            neuron = self._named(None, None)
             target, _ = self.material.sides(self.state.concept)
-            places = self._highest(count)
-            made = drawing.maps(self._pipe_for(target), target, places, (site, unit), self._sampling())
-            self._drawn[self.state.concept, (site, unit)] = made
-            self._become()
+            rows = rows_of(self.sides()[0], per_row)
+            made = drawing.maps(self._pipe_for(target), target, rows, neuron, self._sampling())
+            self._drawn[self.state.concept, neuron] = made
 
     def intervene(
         self, *, mode: Literal["zero", "mean", "scale"] = "zero", value: float | None = None, count: int = 4
@@ -182,9 +180,9 @@ class Explorer(Acting[State]):
             target, _ = self.material.sides(self.state.concept)
             table = target.table.iloc[self._highest(count)].reset_index(drop=True)
             pipe = self._pipe_for(target)
-            self.pictures = drawing.before_after(pipe, table, units, self._sampling(), mode=mode, value=value)
-            self.pictured = [str(prompt) for prompt in table["prompt"]]
-            self._become(message=Message("drawn below, before and after"))
+            pictures = drawing.before_after(pipe, table, units, self._sampling(), mode=mode, value=value)
+            prompts = tuple(str(prompt) for prompt in table["prompt"])
+            self._become(pictures=pictures, pictured=prompts, message=Message("drawn below, before and after"))
 
     # --- readings ---
 
@@ -203,16 +201,18 @@ class Explorer(Acting[State]):
         """
         state, nm = self.state, self.finding()
         if state.prompt is not None:
-            values = self._excess[state.concept, state.prompt]
+            ds, values = self._whole().ds, self._excess[state.concept, state.prompt, state.seed]
+            known = [site.name for site in nm.sites]  # only these can be looked at and selected
         else:
-            every = nm.dataset["score"].transpose("window", "neuron").values
+            ds, every = nm.dataset, nm.dataset["score"].transpose("window", "neuron").values
             values = over_windows(every, "mean") if state.window is None else every[state.window]
-        names = np.array([site.name for site in nm.sites], object)[nm.dataset["site"].values]
-        values = np.where(names == state.site, values, np.nan) if state.site is not None else values
+            known = [site.name for site in nm.sites if state.site in (None, site.name)]
+        names = np.array([site.name for site in sites_of(ds)], object)[ds["site"].values]
+        values = np.where(np.isin(names, known), values, np.nan)
         frame = ranked_scores(values).head(count)[["rank", "neuron", "score"]]
         places = frame.pop("neuron").to_numpy()
         frame.insert(1, "site", names[places])
-        frame.insert(2, "unit", nm.dataset["unit"].values[places])
+        frame.insert(2, "unit", ds["unit"].values[places])
         table = self._known_table()
         if table is not None:
             told = table.to_dataframe().set_index(["site", "unit"])[["concept", "auroc"]]
@@ -245,13 +245,14 @@ class Explorer(Acting[State]):
         if drawn is not None:
             own = self.sides()[0][drawn.samples]
             prompts = [str(parts[0].table["prompt"].iloc[i]) for i in drawn.samples]
-            return Examples(drawn.images, own, self._at_step(drawn.maps), prompts)
+            return Examples(drawn.images, own, self._at_step(drawn.maps), prompts, drawn.rows)
         if any(side.images is None for side in parts):
             fix = "record with images=True, or explore(..., pipe=) and draw maps"
             raise BadInput("the run keeps no pictures", given=concept, fix=fix)
         images = np.concatenate([side.images for side in parts if side.images is not None])
         prompts = [str(prompt) for side in parts for prompt in side.table["prompt"]]
-        return Examples(images, np.concatenate(self.sides()), None, prompts)
+        activation = np.concatenate(self.sides())
+        return Examples(images, activation, None, prompts, rows_of(activation))
 
     def stored_maps(self) -> Examples:
         """The concept's own pictures with the maps that its run keeps. Raises `BadInput` where it keeps none."""
@@ -264,7 +265,8 @@ class Explorer(Acting[State]):
         window = (999.0, 0.0) if self.state.step is None else (times[self.state.step],) * 2
         maps, _ = maps_of_neuron(run, site, unit, window=window)
         own = self._own(self.material.side(run))
-        return Examples(target.images, self.sides()[0], maps[own], [str(p) for p in target.table["prompt"]])
+        activation, prompts = self.sides()[0], [str(prompt) for prompt in target.table["prompt"]]
+        return Examples(target.images, activation, maps[own], prompts, rows_of(activation))
 
     def selectivity(self) -> pd.Series:
         """What the neuron is for: its AUROC by concept, highest first. Raises where one run holds one concept only."""
@@ -370,11 +372,15 @@ class Explorer(Acting[State]):
         except WorkbenchError:
             return None
 
+    def _whole(self) -> Side:
+        """All samples of the concept's run. Raises as `Material.sides`."""
+        self.material.sides(self.state.concept)
+        return self.material.side(self.material.runs[self.state.concept])
+
     def _excess_on(self, prompt: str, seed: int) -> np.ndarray:
-        key = (self.state.concept, prompt)
+        key = (self.state.concept, prompt, seed)
         if key not in self._excess:
-            self.material.sides(self.state.concept)
-            whole = self.material.side(self.material.runs[self.state.concept])
+            whole = self._whole()
             levels, own = drawing.levels(whole), whole.table["prompt"].astype(str).to_numpy() == prompt
             if own.any():
                 value = levels[own].mean(0)
@@ -402,11 +408,12 @@ def explore(
             these. A run of several concepts offers each of them against the others.
         pipe: the pipeline of the runs. With it pictures are drawn again for maps of where a neuron fires, selections
             are silenced before your eyes, and any prompt may be typed; without it, these say so.
-        run: the run behind a map, for activations and pictures.
+        run: the run behind a map, of the same model, for activations and pictures.
         reference: a run of the same prompts without the concept, or concept -> such a run.
         selectivity: the table that says what else neurons are for; made from the run if None.
 
     Shows itself in JupyterLab; `Explorer.to_html` writes it as one file that needs no kernel. Raises `BadInput` where
-    there is nothing to explore, and what opening a run or a map raises.
+    there is nothing to explore, `WrongModel` for a map and a run of different models, and what opening a run or a map
+    raises.
     """
     return Explorer(material(source, run, reference, selectivity), pipe)

@@ -34,7 +34,7 @@ def page(explorer: Explorer, neurons: int) -> str:
     for site, unit in dict.fromkeys([*([state.neuron] if state.neuron else []), *named]):
         shown.choose_neuron(site, unit)
         body.append(f"<h2>{escape(site)} : {unit}</h2>{neuron(shown)}")
-    if explorer.pictures is not None:
+    if state.pictures is not None:
         body.append(html.section("Before and after", lambda: html.picture(panels.intervened(explorer), "pictures")))
     return html.document(f"Neurons of {state.concept}", "".join(body))
 

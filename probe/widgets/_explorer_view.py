@@ -99,8 +99,8 @@ class View:
         widget.observe(lambda change: None if self._busy else act(change["new"]), "value")
 
     def _working(self, act: Callable[[], object]) -> None:
-        self.message.value = '<p class="why">working …</p>'
-        act()
+        with html.working(self.message, "working"):
+            act()
 
     def _neuron(self, place: tuple[str, int] | None) -> None:
         if place is not None:
@@ -180,10 +180,9 @@ class View:
                 picture = functools.partial(self._picture, make, title)
                 shown = html.section(title, picture)
             self.figures[name].value = shown
-        before = self.explorer.pictures is not None
         self.figures["before"].value = (
             html.section("Before and after", lambda: html.picture(panels.intervened(self.explorer), "pictures"))
-            if before
+            if self.explorer.state.pictures is not None
             else ""
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ _STYLE = (
     ".nw th{border-bottom:1px solid #999}.nw img{max-width:100%}.nw .why{color:#6e6e6e;font-style:italic}"
     ".nw .error{border-left:4px solid #D55E00;padding:.3em .8em;background:#fbf3ee}"
 )
+_BLUE, _RED = "#0072B2", "#D55E00"
 
 
 def document(title: str, body: str) -> str:
@@ -74,8 +76,25 @@ def told(error: WorkbenchError) -> str:
 
 def said(message: Any) -> str:
     """A message of an action, red where something went wrong; its style stands in it, for want of a page's head."""
-    colour = "#0072B2" if message.error is None else "#D55E00"
-    return f'<p style="border-left:4px solid {colour};padding-left:.7em">{escape(message.text)}</p>'
+    return _beside_a_bar(message.text, _BLUE if message.error is None else _RED)
+
+
+def _beside_a_bar(text: str, colour: str) -> str:
+    return f'<p style="border-left:4px solid {colour};padding-left:.7em">{escape(text)}</p>'
+
+
+@contextmanager
+def working(message: Any, words: str) -> Iterator[None]:
+    """``words`` in a widget for as long as the block lasts; an error that nobody foresaw takes their place."""
+    message.value = busy = f'<p class="why">{escape(words)} …</p>'
+    try:
+        yield
+    except Exception as error:
+        message.value = _beside_a_bar(f"{type(error).__name__}: {error}", _RED)
+        raise
+    finally:
+        if message.value == busy:
+            message.value = ""
 
 
 def section(title: str, make: Callable[[], str]) -> str:
@@ -109,7 +128,7 @@ def written(page: str, path: str | Path | None, *, force: bool = False) -> str:
 
 
 def bundle(view: Callable[[], Any], page: Callable[[], str], text: str) -> dict[str, Any]:
-    """What a notebook shows: the live view, and beside it the page, for viewers without a kernel."""
+    """What a notebook shows: the live view, and beside it the page, for viewers that know no widgets."""
     shown: dict[str, Any] = {"text/plain": text}
     try:
         shown |= view()._repr_mimebundle_()

@@ -17,7 +17,7 @@ from probe._neuron_map import NeuronMap
 from probe._recorded import SAMPLING
 from probe._run import Run, open_run
 from probe._samples import COLUMNS
-from probe.errors import BadInput, WorkbenchError, unknown_name
+from probe.errors import BadInput, WorkbenchError, WrongModel, unknown_name
 from probe.scores import Selectivity, score, selectivity
 
 #: Scores that an explorer can make from runs alone, with the options that keep it quick; pairs need a reference run.
@@ -160,7 +160,7 @@ class Material:
         return self._tables[id(run)]
 
     def sampling(self, concept: str) -> dict[str, Any]:
-        """How the concept's samples were drawn: steps, guidance, height, width."""
+        """How the concept's samples were drawn: steps, guidance, height, width, batch size."""
         identity = provenance_of(self.sides(concept)[0].ds)["identity"]
         if missing := [key for key in SAMPLING if key not in identity]:
             raise BadInput("the run does not say how it was drawn", given=f"without {missing[0]}")
@@ -168,11 +168,16 @@ class Material:
         return {"steps": int(identity["steps"]), "guidance": float(identity["guidance"])} | {
             "height": int(height),
             "width": int(width),
+            "batch_size": int(identity["batch_size"]),
         }
 
 
 def material(source: Any, run: Any, reference: Any, table: Selectivity | None) -> Material:
-    """What `probe.explore` was given, by concept. Raises `BadInput` for what is neither a run nor a map."""
+    """What `probe.explore` was given, by concept.
+
+    Raises `BadInput` for what is neither a run nor a map, `WrongModel` for a map and a run that are of two models, and
+    what opening a run raises.
+    """
     given: dict[str, dict[str, NeuronMap]] = {}
     runs: dict[str, Any] = {}
     if not isinstance(source, Mapping) or isinstance(source, xr.Dataset):
@@ -189,7 +194,25 @@ def material(source: Any, run: Any, reference: Any, table: Selectivity | None) -
     if not given and not runs:
         raise BadInput("there is nothing to explore", given=repr(source), expected="a run or a neuron map")
     others = _references(reference, list(dict.fromkeys([*given, *runs])))
-    return Material(runs, others, given, table)
+    made = Material(runs, others, given, table)
+    for name in (name for name in given if name in runs):
+        for nm in given[name].values():
+            _check_model(nm, made.side(runs[name]))
+    return made
+
+
+def _check_model(nm: NeuronMap, side: Side) -> None:
+    """Raise `WrongModel` unless a map and a run are of one model; of two dtypes only architectures are compared."""
+    ours, theirs = nm.provenance["identity"]["model"], provenance_of(side.ds)["identity"]["model"]
+    for part in ("architecture", "weights") if ours["dtype"] == theirs["dtype"] else ("architecture",):
+        for name, expected in ours[part].items():
+            if (recorded := theirs[part].get(name, expected)) != expected:
+                raise WrongModel(
+                    f"the neuron map and the run are of two models: {name} differs in {part}",
+                    given=recorded[:16],
+                    expected=expected[:16],
+                    fix="give the run that the map was made from, or one of the same model",
+                )
 
 
 def _references(reference: Any, concepts: Sequence[str]) -> dict[str, Any]:

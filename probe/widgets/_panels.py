@@ -65,16 +65,14 @@ def curves(explorer: Explorer) -> bytes:
     return png(ax)
 
 
-def examples(explorer: Explorer, *, per_row: int = 8) -> bytes:
+def examples(explorer: Explorer) -> bytes:
     """Pictures the neuron is highest on and around quantiles, with where it fires if that is known."""
     try:
         found = explorer.stored_maps()
     except BadInput:
         found = explorer.examples()
-    # around a quantile lie half a row on either side: with few samples the highest would be shown twice
-    quantiles = [q for q in (0.9, 0.5, 0.1) if (1 - q) * len(found.images) >= 1.5 * per_row]
     drawn = plot_neuron_examples(
-        found.images, found.activation, maps=found.maps, per_row=per_row, quantiles=quantiles, title=_title(explorer)
+        found.images, found.activation, maps=found.maps, rows=found.rows, title=_title(explorer)
     )
     return png(drawn)
 
@@ -96,9 +94,10 @@ def selective(explorer: Explorer, *, most: int = 12) -> bytes:
 
 def intervened(explorer: Explorer) -> bytes:
     """Pictures before and after the last intervention."""
-    if explorer.pictures is None:
+    state = explorer.state
+    if state.pictures is None:
         raise BadInput("nothing was silenced yet", fix="press the button")
-    return png(plot_before_after(explorer.pictures, explorer.pictured, title="same prompts and seeds"))
+    return png(plot_before_after(state.pictures, state.pictured, title="same prompts and seeds"))
 
 
 def _title(explorer: Explorer) -> str | None:

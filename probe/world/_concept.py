@@ -10,12 +10,34 @@ from typing import Any
 
 import yaml
 
-from probe.errors import BadInput, nearest
+from probe.errors import BadInput, UnknownName, nearest
 
 KINDS = ("object", "group", "character", "style", "profession")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader reads a large world ten times faster
 
 Texts = Mapping[str, tuple[str, ...]]
+
+_CALLED = {
+    "prompts": "prompts of the split",
+    "test": "test prompts of the split",
+    "references": "references of the form",
+}
+
+
+class _Texts(dict[str, tuple[str, ...]]):
+    """Texts by split or form; asking for those that are not there says which are, and where to add them."""
+
+    def __init__(self, concept: str, key: str, texts: Mapping[str, Any]) -> None:
+        super().__init__({name: tuple(listed) for name, listed in texts.items()})
+        self._concept, self._key = concept, key
+
+    def __missing__(self, name: str) -> tuple[str, ...]:
+        raise UnknownName(
+            f"the concept {self._concept!r} has no {_CALLED[self._key]} {name!r}",
+            expected=", ".join(self) or None,
+            nearest=nearest(name, self),
+            fix=f"add them to its file: {self._key}: {{{name}: [...]}}",
+        )
 
 
 @dataclass(frozen=True)
@@ -24,7 +46,8 @@ class Concept:
 
     ``prompts[split]`` are to fit and tune on, ``test[split]`` to report on; they share no text. Splits: ``explicit``,
     ``paraphrased``, ``implicit_phrase``, ``implicit_combination``. ``references[form][i]`` pairs with
-    ``prompts["explicit"][i]``; forms: ``neighbour`` (same template, a same-category neighbour) and ``paper``.
+    ``prompts["explicit"][i]``; forms: ``neighbour`` (same template, a same-category neighbour) and ``paper``
+    (without the concept, as ConceptPrune's paper has them). Texts that are not there raise `UnknownName`.
     ``surface_forms``: every name and synonym. ``detector``: ``name:label``, for example ``emoji_cnn:object/church``.
     """
 
@@ -43,8 +66,7 @@ class Concept:
         if self.kind not in KINDS:
             raise BadInput(f"concept {self.name}: unknown kind", given=self.kind, expected=", ".join(KINDS))
         for name in ("prompts", "test", "references"):
-            frozen = {k: tuple(v) for k, v in getattr(self, name).items()}
-            object.__setattr__(self, name, MappingProxyType(frozen))
+            object.__setattr__(self, name, MappingProxyType(_Texts(self.name, name, getattr(self, name))))
         for name in ("members", "surface_forms", "neighbours"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         both = {t for v in self.prompts.values() for t in v} & {t for v in self.test.values() for t in v}

@@ -92,7 +92,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 def test_clicking_a_cell_and_neurons_changes_what_is_shown(page: Page) -> None:
-    cell = page.find('button[data-cell="3,20"]')[0]
+    cell = page.find('button[data-cell="3,10"]')[0]
     layer, _, when = cell.get_attribute("aria-label").partition(", ")
     page.click(cell)
     page.says(f"{layer}, {when.split(':')[0]}")

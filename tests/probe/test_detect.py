@@ -88,6 +88,8 @@ def test_hits_start_at_the_threshold_of_their_own_label(fake: Detector) -> None:
     np.testing.assert_array_equal(fake.hits(scores, "object/church"), [1, 0, 0, np.nan])
     np.testing.assert_array_equal(fake.hits(scores, "object/dog"), [0, 0, 0, np.nan])
     np.testing.assert_array_equal(fake.hits(scores, "style/ink"), [0, 1, 0, np.nan])
+    np.testing.assert_array_equal(fake.hits(scores, ["object/dog", "style/ink"]), [0, 1, 0, np.nan])
+    np.testing.assert_array_equal(fake.hits(scores, ("object/church", "style/ink")), [1, 1, 0, np.nan])
 
 
 def test_best_is_a_column_of_the_family_and_minus_one_where_scoring_failed(fake: Detector) -> None:

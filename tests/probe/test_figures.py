@@ -131,6 +131,9 @@ def test_the_grid_of_examples_shows_pictures_maps_and_values():
     left, right, bottom, top = ax.images[0].get_extent()
     assert (top - bottom) / (right - left) == pytest.approx(6 / 4)
     assert len(plots.plot_neuron_examples(pictures, values, per_row=2).images) == 8
+    ax = plots.plot_neuron_examples(pictures, values, rows={"these": [3, 1]})
+    np.testing.assert_array_equal([image.get_array() for image in ax.images], pictures[[3, 1]])
+    assert texts(ax)[-1] == "these"
 
 
 # --- maps over pictures ---

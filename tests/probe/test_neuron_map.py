@@ -109,6 +109,14 @@ def test_tables():
     assert each["selected"].sum() == 3
 
 
+def test_what_a_file_says_is_shown_escaped():
+    nm = neuron_map()
+    nm.dataset.attrs["method"] = "<script>alert(1)</script>"
+    page = nm._repr_html_()
+    assert "<script>" not in page
+    assert "<b>NeuronMap &lt;script&gt;" in page
+
+
 def test_it_shows_itself_briefly():
     nm = neuron_map().select(top=4)
     assert "3 windows x 10 neurons, 4 selected" in repr(nm)

@@ -32,6 +32,15 @@ def test_a_group_is_hit_when_a_member_is() -> None:
     assert group.labels == ("object/axe", "object/bomb")
 
 
+def test_texts_that_a_concept_lacks_are_named_with_those_it_has() -> None:
+    with pytest.raises(UnknownName, match=r"'church' has no references of the form 'paper'.*neighbour.*add them"):
+        CHURCH.references["paper"]
+    with pytest.raises(UnknownName, match=r"no test prompts of the split 'paraphrased'.*explicit"):
+        CHURCH.test["paraphrased"]
+    assert CHURCH.references.get("paper") is None
+    assert "paper" not in CHURCH.references
+
+
 def test_concepts_are_frozen() -> None:
     with pytest.raises(AttributeError):
         CHURCH.name = "castle"  # type: ignore[misc]

@@ -30,13 +30,10 @@ def edit(pipe):
 
 
 class Judge:
-    labels = ("object/church", "object/none")
-
-    def family(self, _family):
-        return [0, 1]
+    labels = ("object/church", "object/none", "style/ink", "style/noto")
 
     def __call__(self, images):
-        scores = np.tile(np.float32([0.9, 0.2]), (len(images), 1))
+        scores = np.tile(np.float32([0.9, 0.2, 0.3, 0.7]), (len(images), 1))
         scores[-1] = np.nan
         return scores
 
@@ -53,7 +50,7 @@ def test_each_column_is_what_the_pipeline_draws_with_that_edit(pipe, edit) -> No
         silent = generate(pipe, table, steps=2, progress=False)[0]
     np.testing.assert_array_equal(row.images["all silent"], silent)
     assert (plain != silent).any()
-    assert row.seen == {"unedited": "church 0.90", "all silent": "not judged"}
+    assert row.seen == {"unedited": "church 0.90, noto 0.70", "all silent": "not judged"}
     assert not probe.lineage(pipe)
 
 
@@ -106,6 +103,20 @@ def test_names_are_unique_and_judges_known(pipe, edit) -> None:
         compare(pipe, {"unedited": edit})
     with pytest.raises(UnknownName, match="emoji_cnn"):
         compare(pipe, edit, judge="emoji_cn")
+
+
+def test_what_nobody_foresaw_is_told(pipe, edit, monkeypatch) -> None:
+    view = ComparisonView(compare(pipe, edit, steps=1))
+    view.prompt.value = "a church"
+
+    def full(*_args, **_kwargs):
+        assert "drawing" in view.message.value
+        raise RuntimeError("CUDA out of <memory>")
+
+    monkeypatch.setattr("probe.widgets._comparison.generate", full)
+    view.draw.click()
+    assert "out of &lt;memory&gt;" in view.message.value
+    assert "drawing" not in view.message.value
 
 
 def test_page_and_view(pipe, edit, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -10,11 +11,11 @@ import pytest
 import probe
 from probe._record import record
 from probe._samples import samples
-from probe.errors import BadInput, WorkbenchError
+from probe.errors import BadInput, WorkbenchError, WrongModel
 from probe.scores import score, selectivity
 from probe.testing import planted_runs, tiny_pipeline
 from probe.widgets import explore
-from tests.probe.made_runs import made_run
+from tests.probe.made_runs import MODEL, made_run
 
 HERE = "unet.block0.ffn"
 
@@ -118,6 +119,20 @@ def test_a_step_changes_what_is_read_there() -> None:
     assert e.state.step == 2
 
 
+def test_another_concept_begins_at_the_mean_over_its_own_steps() -> None:
+    long = several(("church",))
+    short = several(("castle",)).isel(step=slice(0, 1))
+    e = explore({"church": long, "castle": short}, reference=several(("ink",)))
+    e.choose_neuron(HERE, 0)
+    e.choose_step(2)
+    e.add()
+    e.choose_concept("castle")
+    assert e.state.step is None
+    assert e.state.chosen == ((HERE, 0),), "what is put aside stays"
+    e.choose_neuron(HERE, 0)
+    assert len(e.sides()[0]) == 12
+
+
 def test_a_prompt_of_the_run_ranks_by_excess_over_the_mean() -> None:
     ds = several()
     e = explore(ds)
@@ -134,6 +149,34 @@ def test_a_prompt_of_the_run_ranks_by_excess_over_the_mean() -> None:
     e.search("  ")
     assert "there is no prompt" in e.state.message.text
     assert e.state.prompt == "a castle 12", "a failed action changes nothing but the message"
+
+
+def test_neurons_on_a_prompt_are_named_by_the_run_and_known_to_the_map() -> None:
+    ds = several()
+    last = score(ds.isel(sample=slice(0, 12)), ds.isel(sample=slice(12, 24)), method="auroc", intervals=0)
+    keep = last.dataset["site"].values == 1
+    only = last.dataset.isel(neuron=keep).assign_coords(site=("neuron", np.zeros(keep.sum(), np.int16)))
+    only.attrs["sites"] = json.dumps(json.loads(only.attrs["sites"])[1:])
+    e = explore({"church": probe.NeuronMap(only)}, run=ds)
+    e.search("a castle 12")
+    values = ds["absmean"].values[:, 1].mean(1)
+    wanted = ((values[12] - values.mean(0)) / values.std(0))[5:]
+    best = e.ranking(8)
+    assert set(best["site"]) == {"unet.block1.ffn"}
+    assert best["unit"].tolist() == np.argsort(-wanted).tolist()
+    np.testing.assert_allclose(best["score"], np.sort(wanted)[::-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_and_a_run_of_two_models_are_refused() -> None:
+    ds = several()
+    nm = score(ds.isel(sample=slice(0, 12)), ds.isel(sample=slice(12, 24)), method="auroc", intervals=0)
+    other = {**MODEL, "weights": {"unet": "another"}}
+    table = samples([f"a church {i}" for i in range(4)], concept="church")
+    run = made_run(np.ones((4, 8)), (5, 3), table=table, model=other)
+    with pytest.raises(WrongModel, match="unet differs in weights"):
+        explore({"church": nm}, run=run)
+    half = made_run(np.ones((4, 8)), (5, 3), table=table, model={**other, "dtype": "float16"})
+    assert explore({"church": nm}, run=half).state.concept == "church", "rounded, weights say nothing"
 
 
 BAD = [
@@ -224,6 +267,36 @@ def test_an_interrupt_is_a_message(drawn, monkeypatch) -> None:
     assert e.state.prompt is None
 
 
+def test_an_interrupt_while_others_are_told_undoes_the_action() -> None:
+    e, heard = explore(several()), []
+    before = e.state
+
+    def interrupted_once():
+        heard.append(e.state)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
+
+    e.on_change(interrupted_once)
+    e.choose_neuron(HERE, 1)
+    assert heard[0].neuron == (HERE, 1)
+    assert heard[1] == e.state
+    assert "interrupted" in e.state.message.text
+    assert e.state.neuron == before.neuron
+
+
+def test_a_bug_in_who_is_told_is_raised_and_undoes_the_action() -> None:
+    e = explore(several())
+    before = e.state
+
+    def broken():
+        raise RuntimeError("CUDA out of memory")
+
+    e.on_change(broken)
+    with pytest.raises(RuntimeError):
+        e.choose_neuron(HERE, 1)
+    assert e.state == before
+
+
 DRAWING = {
     "search": lambda e: e.search("a prompt that is new"),
     "draw_maps": lambda e: e.draw_maps(2),
@@ -275,15 +348,42 @@ def test_with_a_model_it_draws_maps_pictures_and_prompts(drawn) -> None:
     np.testing.assert_allclose(signed, shown.activation, rtol=0.6, err_msg="maps are of the neuron that is shown")
 
     e.intervene(count=2)
-    assert list(e.pictures) == ["before", "zero of 1 neuron"]
+    assert list(e.state.pictures) == ["before", "zero of 1 neuron"]
     order = np.argsort(-target, kind="stable")
-    np.testing.assert_allclose(e.pictures["before"], run.open("images")["image"].values[:2][order], atol=1)
-    assert e.pictured == [run.samples["prompt"][i] for i in order]
+    np.testing.assert_allclose(e.state.pictures["before"], run.open("images")["image"].values[:2][order], atol=1)
+    assert e.state.pictured == tuple(run.samples["prompt"][i] for i in order)
 
     e.search("a castle on a hill", seed=9)
     assert e.state.message is None
-    assert e.ranking(3)["score"][0] > 0
+    first = e.ranking(3)["score"].tolist()
+    assert first[0] > 0
+    e.search("a castle on a hill", seed=10)
+    assert e.ranking(3)["score"].tolist() != first, "another seed, another picture"
+    e.choose_concept("castle")
+    assert e.state.pictures is None, "they were of the other concept"
     assert not probe.lineage(pipe)
+
+
+def test_it_draws_the_pictures_around_quantiles_too(drawn, tmp_path) -> None:
+    pipe, _ = drawn
+    table = samples([f"a church {i}" for i in range(6)] + ["a castle"] * 2, seeds=range(8))
+    table["concept"] = ["church"] * 6 + ["castle"] * 2
+    e = explore(record(pipe, table, out=tmp_path / "run", steps=1, batch_size=4, progress=False), pipe)
+    e.choose_neuron(*e.ranking(1)[["site", "unit"]].iloc[0])
+    e.draw_maps(per_row=2)
+    assert e.state.message is None
+    found, own = e.examples(), e.sides()[0]
+    order = np.argsort(-own, kind="stable")
+    assert {name: found.activation[row].tolist() for name, row in found.rows.items()} == {
+        "highest": own[order[:2]].tolist(),
+        "quantile 0.5": own[order[2:4]].tolist(),
+        "quantile 0.1": own[order[4:]].tolist(),
+    }
+    assert found.maps.shape[0] == len(found.images) == 6
+    for prompt, picture in zip(found.prompts, found.images, strict=True):
+        i = table["prompt"].tolist().index(prompt)
+        kept = e.material.side(e.material.runs["church"]).images[i]
+        np.testing.assert_allclose(picture.astype(int), kept.astype(int), atol=1)
 
 
 def test_another_model_is_refused_before_anything_is_drawn(drawn) -> None:
@@ -293,7 +393,7 @@ def test_another_model_is_refused_before_anything_is_drawn(drawn) -> None:
     assert "the run" in e.reason("intervene")
     e.intervene()
     assert type(e.state.message.error).__name__ == "WrongModel"
-    assert e.pictures is None
+    assert e.state.pictures is None
 
 
 def test_a_page_reads_without_a_kernel_and_escapes_what_it_shows(drawn, tmp_path) -> None:

@@ -63,6 +63,24 @@ def test_an_empty_selection_says_how_to_fill_it(view, tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("error", "says"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("CUDA out of <memory>"), "of &lt;memory")]
+)
+def test_what_stops_a_refresh_is_told(view, error, says, monkeypatch) -> None:
+    heat, calls = view.explorer.heat, []
+
+    def stopped():
+        calls.append(view.message.value)
+        if len(calls) == 1:
+            raise error
+        return heat()
+
+    monkeypatch.setattr(view.explorer, "heat", stopped)
+    view.clear.click()
+    assert says in view.message.value
+    assert "working" not in view.message.value
+
+
 def test_errors_are_shown_escaped(view) -> None:
     view.prompt.value = "<b>new</b>"
     view.search.click()
