@@ -7,8 +7,8 @@
 
 Reads `data/edits/<concept>-<eraser>` and `data/attacks/<concept>-unlearn_diff-banned`, a transfer set made against ESD,
 whose prompts are judged anew on every other edit. What is not there is named and left out, and so is an edit that shows
-all prompts without an attack; where no attack succeeds ratios are NaN. Recordings and maps go to `--work`, figures to
-`--out`.
+all prompts without an attack; where no attack succeeds ratios are NaN. Recordings and maps go to `--work`, figures
+and their numbers (`ratios.csv`) to `--out`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import probe
 from probe._paths import data_dir
@@ -36,7 +38,7 @@ EDIT_MINUTES = 3.0
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/sensitivity/figures"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/claims/sensitivity"))
     parser.add_argument("--work", type=Path, default=Path("runs/sensitivity"))
     parser.add_argument("--edits", type=Path, default=data_dir() / "edits")
     parser.add_argument("--attacks", type=Path, default=data_dir() / "attacks")
@@ -71,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             found.setdefault(name, {})[ERASERS[eraser]] = nm
     for name, maps in found.items():
         draw(name, maps, given)
+    ratios(found).round(4).to_csv(given.out / "ratios.csv", index=False, lineterminator="\n")
     return 0
 
 
@@ -98,6 +101,17 @@ def measured(pipe: Any, concept: Any, name: str, eraser: str, given: Any) -> Any
     none = "" if nm.report["attacked"]["succeeded"] else "; no attack succeeded, so the concept's ratio is NaN"
     print(f"{name} {eraser}: {nm.report}{none}", flush=True)
     return nm
+
+
+def ratios(found: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Every ratio with its interval, and how many attacked prompts were measured and how many succeeded."""
+    rows = []
+    for name, maps in found.items():
+        for eraser, nm in maps.items():
+            table = nm.dataset[["ratio", "ratio_low", "ratio_high", "ratio_n"]].to_dataframe().reset_index()
+            counts = {key: nm.report["attacked"][key] for key in ("prompts", "measured", "succeeded")}
+            rows.append(table.assign(concept=name, eraser=eraser, **counts))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def draw(name: str, maps: dict[str, Any], given: Any) -> None:

@@ -14,12 +14,12 @@ from probe.errors import BadInput
 def truncated(edit: Edit, rank: int, *, name: str | None = None) -> Edit:
     """An edit whose weight changes have at most this rank, to be kept and passed on; with an id of its own.
 
-    A change that an optimiser made is dense, and nearly all of it lies in few directions. Each whole delta becomes the
+    A change that an optimiser made is dense, and nearly all of it lies in few directions. Each delta becomes the
     nearest of rank r in the Frobenius norm, its r largest singular triples (Eckart and Young 1936), where that takes
     fewer numbers; everything else stays. It erases less or more than the whole one: measure it as an edit of its own.
 
     Args:
-        edit: an edit with whole deltas.
+        edit: an edit with deltas, whole ones or of a higher rank.
         rank: r, at least 1.
         name: that of ``edit`` by default.
 
@@ -39,7 +39,7 @@ def truncated(edit: Edit, rank: int, *, name: str | None = None) -> Edit:
             lost += left_out
             whole += float(change.dense().double().square().sum())
     if all(kept is change for kept, change in zip(changes, edit.changes, strict=True)):
-        raise BadInput("nothing becomes smaller", given=f"rank {rank}", expected="whole deltas of larger matrices")
+        raise BadInput("nothing becomes smaller", given=f"rank {rank}", expected="deltas of a higher rank")
     of = edit.provenance["identity"]
     identity = {
         "method": "truncated",
@@ -54,10 +54,11 @@ def truncated(edit: Edit, rank: int, *, name: str | None = None) -> Edit:
 
 def _nearest(change: Change, rank: int) -> tuple[Change, float]:
     """The change to keep, and the square sum of what it leaves out."""
-    if not isinstance(change, Delta) or isinstance(change.value, tuple) or change.value.ndim < 2:
+    if not isinstance(change, Delta) or len(change.shape) < 2:
         return change, 0.0
-    matrix = change.value.double().flatten(1)
-    if rank * sum(matrix.shape) >= matrix.numel():
+    numbers = sum(part.numel() for part in change.value) if isinstance(change.value, tuple) else change.value.numel()
+    matrix = change.dense().double().flatten(1)
+    if rank * sum(matrix.shape) >= numbers:
         return change, 0.0
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     root = s[:rank].sqrt()

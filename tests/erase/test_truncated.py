@@ -42,7 +42,16 @@ def test_what_has_that_rank_stays_and_what_has_not_is_nearest(pipe):
     assert one.name == "one"
 
 
-def test_only_whole_matrices_become_smaller(pipe):
+def test_a_pair_of_a_higher_rank_becomes_smaller_too(pipe):
+    whole = of_rank(pipe, 3)
+    u, s, vh = torch.linalg.svd(whole, full_matrices=False)
+    pair = make_edit(pipe, [Delta(PARAM, (u[:, :3] * s[:3], vh[:3]))], name="pair", method="y", options={})
+    small = truncated(pair, 1)
+    torch.testing.assert_close(small.changes[0].dense(), s[0] * u[:, :1] @ vh[:1], atol=1e-4, rtol=1e-4)
+    assert small.nbytes < pair.nbytes
+
+
+def test_what_is_no_matrix_stays_whole(pipe):
     bias = torch.ones(pipe.unet.get_parameter(BIAS.removeprefix("unet.")).shape)
     edit = make_edit(pipe, [Delta(PARAM, of_rank(pipe, 3, 0.1)), Delta(BIAS, bias)], name="x", method="y", options={})
     small = truncated(edit, 1)
