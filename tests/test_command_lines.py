@@ -623,7 +623,7 @@ def test_zeros_are_audited(shelf: Path, capsys: pytest.CaptureFixture[str], tmp_
         ("erase ablating-concepts tower --model {m} -o {new}", "no anchor"),
         ("erase esd tower --top 3 --model {m} -o {new}", "units of a map"),
         ("erase ablating-concepts tower --anchor tower --model {m} -o {new}", "the target"),
-        ("erase differentiable-prune x --model {m} -o {new}", "preserve"),
+        ("erase differentiable-prune x --retain 0.1 --model {m} -o {new}", "preserve"),
         ("erase restore {m} -o {new}", "--include-originals"),
         ("erase edit-from-checkpoint {s}/absent --model {m} -o {new}", "no such checkpoint"),
         ("erase export {s}/five --layout lmd --model {m} -o {new}", "nearest: ldm"),

@@ -23,7 +23,7 @@ from probe._paths import data_dir
 HEADLINE = ("church", "ink", "weapon")
 #: One of each eraser for the headline concepts; those that solve or train whole matrices are kept at a rank that leaves
 #: room for all findings in 10 MB.
-ERASERS = ("esd", "concept_prune", "uce", "mace", "trce_text", "resag")
+ERASERS = ("esd", "p_esd", "concept_prune", "uce", "mace", "trce_text", "resag")
 RANK = {"esd": 12, "uce": 8, "mace": 8, "trce_text": 8}
 
 
@@ -77,9 +77,10 @@ def made(pipe: Any, world: Any, job: Job, work: Path) -> Any:
     options = options_of(job.eraser, concepts)
     if job.eraser == "concept_prune":
         return erase.concept_prune(pipe, skill_map(concepts[0], pipe, work), name=job.key, **options)
-    if job.eraser == "esd":
+    if job.eraser in ("esd", "p_esd"):
         options |= {"training": work / job.key}
-    whole = getattr(erase, job.eraser)(pipe, concepts, name=job.key, **options)
+    eraser = erase.differentiable_prune if job.eraser == "p_esd" else getattr(erase, job.eraser)
+    whole = eraser(pipe, concepts, name=job.key, **options)
     return erase.truncated(whole, RANK[job.eraser], name=job.key) if job.eraser in RANK else whole
 
 

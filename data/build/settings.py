@@ -14,6 +14,8 @@ ESD: dict[str, Any] = {"lr": 1e-4, "train": "x", "eta": 0.3, "retain": 1.0, "ite
                        "batch_size": 4, "steps": 15, "cached": 40}  # fmt: skip
 #: A style gives way to another one, prompt by prompt.
 ESD_OF_STYLES = ESD | {"lr": 3e-4, "eta": 1.0}
+#: P-ESD's gates, beside what ESD is told; the first of six settings that was tried, on church.
+P_ESD: dict[str, Any] = {"objective": "esd", "lr": 0.1, "iterations": 300, "gates": "hard-concrete", "sparsity": 0.1}
 #: Chosen with `concept_prune_sweep.py`.
 CONCEPT_PRUNE: dict[str, Any] = {"skill_ratio": 0.15, "window": (490, 1)}
 
@@ -52,6 +54,8 @@ def options_of(method: str, concepts: Sequence[Any]) -> dict[str, Any]:
     """What an eraser is told of these concepts."""
     if method == "esd":
         return _of_esd(concepts)
+    if method == "p_esd":
+        return {key: value for key, value in _of_esd(concepts).items() if key != "retain"} | P_ESD
     special = OF_MANY if len(concepts) > 1 else OF_STYLES if concepts[0].kind == "style" else {}
     return dict(special.get(method, OF_ONE.get(method, {})))
 

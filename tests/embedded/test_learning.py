@@ -8,7 +8,7 @@ import probe
 from erase.learn import Gates, parts_of
 from erase.learn._prune import LARGEST_START, change_at_start
 
-pytestmark = pytest.mark.embedded
+pytestmark = [pytest.mark.slow, pytest.mark.embedded]
 
 
 @pytest.mark.parametrize("train", ["x", "x-strict", "ffn", ["x", "ffn"]], ids=str)

@@ -21,6 +21,7 @@ def trainer(folder: Path, **options) -> Trainer:
     return Trainer("toy", model, loss, folder, iterations=300, lr=1e-2, warmup=10, save_every=50, **options)
 
 
+@pytest.mark.slow
 def test_resumed_training_follows_the_uninterrupted_one_to_the_bit(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole")
     whole.run()
@@ -32,6 +33,7 @@ def test_resumed_training_follows_the_uninterrupted_one_to_the_bit(tmp_path: Pat
     assert all(torch.equal(again.params[n], p) for n, p in whole.params.items())
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_its_curve_is_kept(tmp_path: Path) -> None:
     t = trainer(tmp_path)
     t.run()
