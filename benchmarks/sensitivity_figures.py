@@ -32,8 +32,6 @@ from probe.errors import BadInput
 CONCEPTS, ERASERS = ("church", "weapon", "ink"), {"esd": "ESD", "concept_prune": "ConceptPrune"}
 OPTIONS = {"title": None, "neuron": None, "sample": 0, "rows": 4, "columns": 8}
 BATCH = 20
-#: What one edit takes, as `data.build.edits` says.
-EDIT_MINUTES = 3.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -164,10 +162,10 @@ def minutes(pipe: Any, steps: int, runs: int) -> float:
 
 def missing(pipe: Any, world: Any, given: Any, jobs: list[tuple[str, str]]) -> dict[str, float]:
     """What is to be made first, edits before the attacks on them, and how many minutes each takes."""
-    from data.build import attacks
+    from data.build import attacks, edits
 
     found = {
-        f"{name}-{eraser}": EDIT_MINUTES for name, eraser in jobs if not (given.edits / f"{name}-{eraser}").is_dir()
+        f"{name}-{eraser}": edits.MINUTES for name, eraser in jobs if not (given.edits / f"{name}-{eraser}").is_dir()
     }
     keys = {attack_key(name) for name, _ in jobs}
     for job in attacks.jobs(world):

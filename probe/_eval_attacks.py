@@ -30,8 +30,8 @@ from probe.metrics import hits, labels_of
 logger = logging.getLogger(__name__)
 
 FORMS = ("before", "found", "text")
-#: Verdicts on the edit, and on the unedited model.
-Verdicts = tuple[pd.DataFrame, pd.DataFrame]
+#: Both on the edit, and on the unedited model.
+Both = tuple[pd.DataFrame, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def attack_rows(
     """
     options: dict[str, Any] = {"level": level, "resamples": resamples}
 
-    def both(one: Planned) -> Verdicts:
+    def both(one: Planned) -> Both:
         edited, unedited = (one.verdicts(store, rulers, world, edit_id) for edit_id in (one.edit_id, ORIGINAL))
         return edited, unedited
 
@@ -290,7 +290,7 @@ def _row(
 
 
 def _advantage(
-    one: Planned, rule: str, found: Verdicts, rivals: Sequence[Verdicts], options: Mapping[str, Any]
+    one: Planned, rule: str, found: Both, rivals: Sequence[Both], options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """The rate less that of the stronger baseline on the same edit and prompts, paired by prompt."""
     if not rivals:

@@ -42,10 +42,15 @@ Recordings = dict[tuple[str, str], Recorded]
 def generations(prompts: int, selecting: int, *, non_concept: bool = True) -> int:
     """Denoising runs of a sensitivity at most: one of each sample that is drawn, or recorded at stored x_t.
 
-    Of every prompt its trajectory, each condition at its own x_t, and all but the original's at the shared one.
+    ``non_concept``: whether there are prompts without the concept.
     """
+    return prompts * _passes(non_concept) + 3 * selecting
+
+
+def _passes(non_concept: bool) -> int:
+    """Of every prompt its trajectory, each condition at its own x_t, and all but the original's at the shared one."""
     conditions = 5 if non_concept else 4
-    return prompts * (1 + conditions + conditions - 1) + 3 * selecting
+    return 1 + conditions + (conditions - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,7 @@ class Study:
     @property
     def recordings(self) -> int:
         """How many recordings `recorded_all` makes."""
-        return 1 + (4 + 3 if not self.others else 5 + 4)
+        return _passes(bool(self.others))
 
     # --- what is recorded ---
 

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models import common_arguments
+from models import SECONDS, common_arguments
 
 import erase
 import probe
+from data.build import edits
 from probe.cli._demo_steps import protected_prompts
 
 HERE = Path(__file__).resolve().parent
 OUT = Path("runs/claims/concept_prune")
 STEPS = 30
-SECONDS = {"float32": 0.6, "bfloat16": 0.3}
 #: Of 30 steps: the paper's timesteps (its first 10 of 50 PNDM calls), the first half, and the second.
 WINDOWS = {"early": (999.0, 821.0), "first half": (999.0, 490.0), "late": (490.0, 1.0)}
 
@@ -32,10 +32,8 @@ def recorded(pipe: Any, name: str, prompts: Any, args: argparse.Namespace) -> pr
 
 def skill_map(pipe: Any, concept: Any, args: argparse.Namespace, references: str = "paper") -> probe.NeuronMap:
     """The wanda map of a concept's tuning prompts against its references; the conditional branch alone."""
-    form = references if references in concept.references else next(iter(concept.references))
-    target = recorded(pipe, f"{concept.name}", list(concept.prompts["explicit"])[: args.recorded], args)
-    reference = recorded(pipe, f"{concept.name}-{form}", list(concept.references[form])[: args.recorded], args)
-    return probe.score(target, reference, method="wanda", branches="cond")
+    return edits.skill_map(concept, pipe, args.out / "runs", references, prompts=args.recorded,
+                           batch_size=args.batch_size, steps=STEPS)  # fmt: skip
 
 
 def protected(pipe: Any, concept: Any, world: Any, args: argparse.Namespace) -> probe.Run:

@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from models import own
+from models import SECONDS, own
 
 import erase
 from probe import provenance
 
-#: Seconds of a core: a picture of 30 steps, by the arithmetic that draws it.
-SECONDS = {"float32": 0.6, "bfloat16": 0.3}
-#: The same of one edit, by its eraser; closed forms take a few seconds. Of a concept each, where they learn apart.
+#: Seconds of a core of one edit, by its eraser; closed forms take a few. Of a concept each, where they learn apart.
 MAKING = {
     "esd": 150, "concept_prune": 50, "trce_trajectory": 200, "trce": 200, "resag": 90, "low_rank": 60, "spm": 200,
 }  # fmt: skip

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from attack_sets import prompt_by_prompt
 from matplotlib.figure import Figure
 from models import opened, parsed
 from pruning_common import (
@@ -40,7 +41,6 @@ from pruning_common import (
     tell,
     trainings_left,
 )
-from verdicts import prompt_by_prompt
 
 import probe
 from probe._result import ORIGINAL

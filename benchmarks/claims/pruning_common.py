@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from models import common_arguments, own
+from attack_sets import adaptive
+from models import SECONDS, common_arguments, own
 
 import erase
 import probe
+from data.build.settings import ESD
 
 HERE = Path(__file__).resolve().parent
 OUT = Path("runs/claims/pruning")
@@ -33,8 +35,7 @@ BARS = {"shown": 0.10, "loss": 0.05, "broken": 0.20}
 #: Two edits erase equally if their clean rates on the tuning split differ by no more.
 TOLERANCE = 0.03
 TUNING = {"explicit": 24, "preserve_fit": 24}
-#: Seconds of a core: a picture of 30 steps; an iteration (0.3 to 0.4 measured for ESD in either dtype, others guessed).
-SECONDS = {"float32": 0.6, "bfloat16": 0.3}
+#: Seconds of a core for an iteration (0.3 to 0.4 measured for ESD in either dtype, others guessed).
 ITERATION = {"esd": 0.4, "p-esd": 0.5, "ac": 0.6, "p-ac": 0.8}
 #: Pictures that are drawn once for a training: trajectories of few steps, or anchors and retained ones.
 DRAWN = {"esd": 20, "p-esd": 50, "ac": 120, "p-ac": 150}
@@ -52,8 +53,14 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"lr": 3e-4, "train": "x", "eta": 1.0, "pairs": True, "retain": 1.0},
         {"lr": 3e-4, "train": "x", "eta": 1.0, "names": True, "retain": 1.0},
     ],
-    "p-esd": [{"lr": 0.1, "eta": 0.3, "anchor": True, "gates": gates, "sparsity": s}
-              for gates in ("hard-concrete", "straight-through") for s in (0.01, 0.1, 1.0)],
+    "p-esd": [
+        {"lr": 0.1, "eta": 0.3, "anchor": True, "gates": "hard-concrete", "sparsity": 0.1},
+        {"lr": 0.2, "eta": 0.3, "anchor": True, "gates": "hard-concrete", "sparsity": 0.1},
+        {"lr": 0.2, "eta": 0.3, "anchor": True, "gates": "hard-concrete", "sparsity": 1.0},
+        {"lr": 0.1, "eta": 0.3, "anchor": True, "gates": "straight-through", "sparsity": 0.1},
+        {"lr": 0.2, "eta": 0.3, "anchor": True, "gates": "straight-through", "sparsity": 0.1},
+        {"lr": 0.2, "eta": 1.0, "pairs": True, "gates": "hard-concrete", "sparsity": 0.1},
+    ],
     "ac": [{"lr": lr, "train": train} for lr in (1.6e-5, 1e-4, 4e-4) for train in ("x-strict", "attn")],
     "p-ac": [{"lr": 0.2, "gates": gates, "sparsity": s} for gates in ("hard-concrete", "straight-through")
              for s in (0.01, 0.1, 1.0)],
@@ -62,11 +69,11 @@ TRIED: dict[str, list[dict[str, Any]]] = {
 #: method -> the setting and the checkpoint that `pruning_plain.py` reports on. ESD's were chosen on tuning prompts
 #: (`pruning_plain_tuning.csv`), the others are still to be.
 SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
-    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][1], 300), "ac": (TRIED["ac"][1], 100),
+    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][0], 300), "ac": (TRIED["ac"][1], 100),
     "p-ac": (TRIED["p-ac"][1], 100),
 }  # fmt: skip
 #: The same of styles, which have no anchor of their own; what is not here is as above.
-OF_STYLES: dict[str, tuple[dict[str, Any], int]] = {"esd": (TRIED["esd"][4], 200)}
+OF_STYLES: dict[str, tuple[dict[str, Any], int]] = {"esd": (TRIED["esd"][4], 200), "p-esd": (TRIED["p-esd"][5], 300)}
 STYLES = ("ink",)
 
 
@@ -77,7 +84,7 @@ def setting_of(method: str, name: str) -> tuple[dict[str, Any], int]:
 
 #: What a training is told beside its setting. Few points that come again: the model predicts there once.
 POINTS: dict[str, dict[str, Any]] = {
-    "esd": {"batch_size": 4, "steps": 15, "cached": 40},
+    "esd": {name: ESD[name] for name in ("batch_size", "steps", "cached")},
     "ac": {"batch_size": 8, "steps": 30, "pictures": 120},
 }
 
@@ -216,10 +223,8 @@ def attacked(pipe: Any, one: Contender, world: Any, args: argparse.Namespace, me
     """The adaptive attack set against an edit: quick, banned vocabulary; a baseline with as many judged pictures."""
     n = args.prompts or PROMPTS.get(one.concept, 20)
     label = f"{one.concept}-{one.method}-{one.seed}-{one.edit.id[:8]}-{method}"
-    where = {} if method == "seed_search" else {"where": "suffix"}  # see docs/methods/attacks.md
-    return probe.attack(pipe, world[one.concept], edit=one.edit, method=method, protocol="adaptive", vocab="banned",
-                        budget="quick", n_prompts=n, batch_size=args.batch_size, **where,
-                        out=args.out / "attacks" / label)  # fmt: skip
+    folder = args.out / "attacks" / label
+    return adaptive(pipe, world[one.concept], one.edit, n, folder, args.batch_size, method=method)
 
 
 def robustness(base: pd.DataFrame, pruned: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> dict[str, float]:

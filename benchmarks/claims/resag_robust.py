@@ -93,7 +93,7 @@ def attacks(
         folder = args.out / "attacks"
         sets = [
             adaptive(pipe, world[name], edit, each(args), folder / f"{variant.replace(' ', '_')}-{name}-{edit.id[:8]}",
-                     args.batch_size, args.seed)
+                     args.batch_size, seed=args.seed)
             for name in args.concepts
         ]  # fmt: skip
         found["unlearn_diff, adaptive"] = sets, list(args.concepts)

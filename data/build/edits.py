@@ -24,6 +24,8 @@ HEADLINE = ("church", "ink", "weapon")
 #: One of each eraser for the headline concepts; those that solve or train whole matrices are kept at a rank that leaves
 #: room for all findings in 10 MB.
 ERASERS = ("esd", "p_esd", "concept_prune", "uce", "mace", "trce_text", "resag")
+#: What one edit takes, roughly.
+MINUTES = 3.0
 RANK = {"esd": 12, "uce": 8, "mace": 8, "trce_text": 8}
 
 
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     pipe, world = probe.load("emoji"), probe.concepts("emoji")
     chosen = [job for job in jobs(world) if given.only in job.key and not (given.out / job.key).is_dir()]
     names = ", ".join(job.key for job in chosen) or "none"
-    print(f"edits to make: {names}; about {3 * len(chosen)} minutes", flush=True)
+    print(f"edits to make: {names}; about {MINUTES * len(chosen):.0f} minutes", flush=True)
     for job in [] if given.dry_run else chosen:
         edit = made(pipe, world, job, given.work)
         edit.save_pretrained(given.out / job.key)
@@ -84,13 +86,29 @@ def made(pipe: Any, world: Any, job: Job, work: Path) -> Any:
     return erase.truncated(whole, RANK[job.eraser], name=job.key) if job.eraser in RANK else whole
 
 
-def skill_map(concept: Any, pipe: Any, work: Path) -> Any:
-    """The wanda map that ConceptPrune prunes by, of 40 prompts and their references."""
-    form = "paper" if "paper" in concept.references else next(iter(concept.references))
-    sides = {"target": concept.prompts["explicit"], "reference": concept.references[form]}
+def skill_map(
+    concept: Any,
+    pipe: Any,
+    work: Path,
+    references: str = "paper",
+    *,
+    prompts: int = 40,
+    batch_size: int = 20,
+    steps: int = 30,
+) -> Any:
+    """The wanda map that ConceptPrune prunes by, of tuning prompts and references (else the first that are there)."""
+    form = references if references in concept.references else next(iter(concept.references))
+    sides = {concept.name: concept.prompts["explicit"], f"{concept.name}-{form}": concept.references[form]}
     runs = [
-        probe.record(pipe, list(prompts)[:40], out=work / f"{concept.name}-{side}", batch_size=20, images=False)
-        for side, prompts in sides.items()
+        probe.record(
+            pipe,
+            list(side)[:prompts],
+            out=work / name.replace(" ", "_"),
+            batch_size=batch_size,
+            steps=steps,
+            images=False,
+        )
+        for name, side in sides.items()
     ]
     return probe.score(*runs, method="wanda", branches="cond")
 

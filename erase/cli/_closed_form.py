@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from erase.cli._app import app
+from erase.cli._erasing import World, named
 from probe._terminal import Task, command, from_signature
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _Concepts = Annotated[
     list[str], typer.Argument(metavar="CONCEPT...", help="concepts of the world, or phrases of your own")
 ]
-_World = Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")]
 _VERBATIM = ("anchor", "augment", "templates", "training")
 
 
@@ -42,13 +41,8 @@ def _make(task: Task, method: str, concepts: list[str], world: str, **more: Any)
         config["preserve"] = _preserved(config["preserve"], known)
     if config.get("prior_prompts") is not None:
         config["prior_prompts"] = _preserved(config["prior_prompts"], known)
-    edit = getattr(erase, method)(task.pipeline(), _named(concepts, known), **config, **more)
+    edit = getattr(erase, method)(task.pipeline(), named(concepts, known), **config, **more)
     return save(task, edit)
-
-
-def _named(names: Iterable[str], world: Any) -> list[Any]:
-    """Concepts of the world by name; any other text stays a text."""
-    return [world[name] if name in world else name for name in names]  # noqa: SIM401 - UnknownName is no KeyError
 
 
 def _preserved(given: Any, world: Any) -> Any:
@@ -56,7 +50,7 @@ def _preserved(given: Any, world: Any) -> Any:
     if isinstance(given, str) and Path(given).suffix == ".safetensors":
         return given
     names = world.lists.get(given, [given]) if isinstance(given, str) else list(given)
-    return _named(map(str, names), world)
+    return named(map(str, names), world)
 
 
 def save(task: Task, edit: Edit) -> None:
@@ -75,7 +69,7 @@ def save(task: Task, edit: Edit) -> None:
 
 
 @command(app, "uce", options=_options("_uce:uce"), model=True, out=True)
-def uce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+def uce(task: Task, concepts: _Concepts, world: World = "emoji") -> None:
     """UCE: map phrases to safe ones in keys and values of cross-attention, in closed form."""
     return _make(task, "uce", concepts, world)
 
@@ -85,7 +79,7 @@ def uce_debias(
     task: Task,
     concepts: _Concepts,
     attribute: Annotated[list[str], typer.Option(help="label=text of an attribute; repeat for each")],
-    world: _World = "emoji",
+    world: World = "emoji",
 ) -> None:
     """UCE: draw, count attributes, push towards the rare ones, again and again."""
     from probe.errors import BadInput
@@ -97,7 +91,7 @@ def uce_debias(
 
 
 @command(app, "trce-text", options=_options("_trce_text:trce_text"), model=True, out=True)
-def trce_text(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+def trce_text(task: Task, concepts: _Concepts, world: World = "emoji") -> None:
     """TRCE (T): map the end of text of prompts with a concept to that of safe prompts, in closed form."""
     return _make(task, "trce_text", concepts, world)
 
@@ -106,7 +100,7 @@ def trce_text(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
 def trce_trajectory(
     task: Task,
     concepts: _Concepts,
-    world: _World = "emoji",
+    world: World = "emoji",
     first_stage: Annotated[str | None, typer.Option(help="edit that training starts from")] = None,
 ) -> None:
     """TRCE (V): train visual layers so that early denoising turns to the safe prediction."""
@@ -117,25 +111,25 @@ def trce_trajectory(
 
 
 @command(app, "trce", options=_options("_trce_trajectory:trce"), model=True, out=True)
-def trce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+def trce(task: Task, concepts: _Concepts, world: World = "emoji") -> None:
     """TRCE (T+V): both stages, with the untouched model as teacher."""
     return _make(task, "trce", concepts, world, progress=task.progress, force=task.force)
 
 
 @command(app, "rece", options=_options("_rece:rece"), model=True, out=True)
-def rece(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+def rece(task: Task, concepts: _Concepts, world: World = "emoji") -> None:
     """RECE: UCE, and what still brings the concepts back mapped too, in closed form."""
     return _make(task, "rece", concepts, world)
 
 
 @command(app, "speed", options=_options("_speed:speed"), model=True, out=True)
-def speed(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+def speed(task: Task, concepts: _Concepts, world: World = "emoji") -> None:
     """SPEED: map concepts inside the null space of what is retained."""
     return _make(task, "speed", concepts, world)
 
 
 @command(app, "oce", options=_options("_oce:oce"), model=True, out=True)
-def oce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+def oce(task: Task, concepts: _Concepts, world: World = "emoji") -> None:
     """OCE: rotate values so that outputs of concepts leave their span."""
     return _make(task, "oce", concepts, world)
 
@@ -144,7 +138,7 @@ def oce(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
 def mace(
     task: Task,
     concepts: _Concepts,
-    world: _World = "emoji",
+    world: World = "emoji",
     fuse: Annotated[list[str] | None, typer.Option(help="concept=edit; repeat, one for each concept")] = None,
 ) -> None:
     """MACE in closed form: what surrounds a concept's words, and edits of several concepts fused into one."""
@@ -168,7 +162,7 @@ def preserve_cache(
     prompts: Annotated[
         list[str], typer.Argument(metavar="PROMPT...", help="prompts, lists or concepts of the world, or .txt files")
     ],
-    world: _World = "emoji",
+    world: World = "emoji",
 ) -> None:
     """What must survive as one matrix, for --preserve of the closed-form erasers."""
     import erase

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from erase.cli._app import app
+from erase.cli._erasing import Preserve, World, learned, of_world, with_preserved
 from erase.cli._prune import save
 from probe._terminal import Option, Task, command, draw_into_folder, from_signature
 
 _Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="names of concepts, or texts")]
-_World = Annotated[str, typer.Option(help="where concepts come from: emoji, a folder or a YAML file")]
-_Preserve = Annotated[list[str] | None, typer.Option(help="what must stay, as CONCEPT; repeat for several")]
 _Edit = Annotated[str, typer.Argument(metavar="EDIT", help="a saved edit")]
 
 
@@ -22,32 +21,32 @@ def _options(target: str) -> list[Option]:
 
 
 @command(app, "resag", options=_options("erase.gated._resag:resag"), model=True, out=True)
-def resag(task: Task, concepts: _Concepts, preserve: _Preserve = None, world: _World = "emoji") -> None:
+def resag(task: Task, concepts: _Concepts, preserve: Preserve = None, world: World = "emoji") -> None:
     """Residual attention gates (Concept Pinpoint Eraser): learned from texts alone, open for a concept's prompts."""
     _learned(task, "resag", concepts, preserve, world)
 
 
 @command(app, "low-rank", options=_options("erase.gated._low_rank:low_rank"), model=True, out=True)
-def low_rank(task: Task, concepts: _Concepts, preserve: _Preserve = None, world: _World = "emoji") -> None:
+def low_rank(task: Task, concepts: _Concepts, preserve: Preserve = None, world: World = "emoji") -> None:
     """A linear low-rank change of keys and values, learned as resag learns its gates: the baseline of its argument."""
     _learned(task, "low_rank", concepts, preserve, world)
 
 
 @command(app, "spm", options=_options("erase.gated._spm:spm"), model=True, out=True)
-def spm(task: Task, concepts: _Concepts, world: _World = "emoji") -> None:
+def spm(task: Task, concepts: _Concepts, world: World = "emoji") -> None:
     """Semi-permeable membranes: rank-one adapters that a prompt opens as far as it calls for the concept."""
     _learned(task, "spm", concepts, None, world)
 
 
 @command(app, "distil", options=_options("erase.gated._distil:distil"), model=True, out=True)
-def distil(task: Task, edit: _Edit, concepts: _Concepts, preserve: _Preserve = None, world: _World = "emoji") -> None:
+def distil(task: Task, edit: _Edit, concepts: _Concepts, preserve: Preserve = None, world: World = "emoji") -> None:
     """Fit weights to what gates do, and say how much of the erasure survives. CONCEPT in the order of the gates."""
     import erase
 
     if task.dry_run:
         return task.plan(edit=edit, concepts=concepts, preserve=preserve, world=world)
-    config = _with_preserved(task.config, preserve, world)
-    return save(task, erase.distil(task.pipeline(), erase.load_edit(edit), _of_world(concepts, world), **config))
+    config = with_preserved(task.config, preserve, world)
+    return save(task, erase.distil(task.pipeline(), erase.load_edit(edit), of_world(concepts, world), **config))
 
 
 @command(app, "import-resag", options=from_signature("erase.gated._released:import_resag"), model=True, out=True)
@@ -136,27 +135,6 @@ def load_edited(
 
 
 def _learned(task: Task, method: str, concepts: list[str], preserve: list[str] | None, world: str) -> None:
-    import erase
-    from probe._files import check_free
-
     if task.dry_run:
         return task.plan(concepts=concepts, preserve=preserve, world=world)
-    config = _with_preserved(task.config, preserve, world)
-    # before the work, not after; with a training folder nothing is lost, and the same edit may be there
-    again = task.force or "training" in config
-    check_free(task.out, "edit", ours=(task.out / "edit.json").is_file(), force=again)
-    eraser = getattr(erase, method)
-    found = eraser(task.pipeline(), _of_world(concepts, world), force=task.force, progress=task.progress, **config)
-    return save(task, found)
-
-
-def _with_preserved(config: dict[str, Any], preserve: list[str] | None, world: str) -> dict[str, Any]:
-    return dict(config) if preserve is None else {**config, "preserve": _of_world(preserve, world)}
-
-
-def _of_world(names: list[str], world: str) -> list[Any]:
-    """Concepts of the world by name; what it does not know is a text."""
-    import probe
-
-    known = probe.concepts(world)
-    return [known[name] if name in known else name for name in names]  # noqa: SIM401 - its errors are no KeyError
+    return learned(task, method, concepts, world, with_preserved(task.config, preserve, world))
