@@ -82,7 +82,8 @@ wheel: setup ## builds dist/*.whl and tries it from an empty folder
 lab: setup ## JupyterLab on the notebooks; the repository is its root, so that links into docs/ lead somewhere
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" notebooks/01_explore_activations.ipynb
 
-findings: setup ## makes committed edits and attack sets that are missing: hours, says how long first, may be interrupted (ONLY=church)
+findings: setup ## makes committed maps, edits and attack sets that are missing: hours, says how long first, may be interrupted (ONLY=church)
+	$(BIN)/python -m data.build.maps --only "$(ONLY)"
 	$(BIN)/python -m data.build.edits --only "$(ONLY)"
 	$(BIN)/python -m data.build.attacks --only "$(ONLY)"
 

@@ -37,3 +37,10 @@ def committed(path: str | Path, folder: str, what: str, file: str) -> Path:
     if ours and given.name in found and path == f"emoji/{given.name}":
         return found[given.name]
     raise unknown_name(what, str(path), [f"emoji/{name}" if ours else str(found[name]) for name in found])
+
+
+def finding(path: str) -> Path:
+    """Where ``"emoji/<name>"`` lies, be it a map, an attack set or an edit; any other path as it is."""
+    owner, _, name = path.partition("/")
+    places = [data_dir() / folder / name for folder in ("maps", "attacks", "edits")]
+    return next((place for place in places if owner == "emoji" and name and place.is_dir()), Path(path))

@@ -88,6 +88,13 @@ def test_info_tells_kinds_apart(
     assert out
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("church-auroc", "neuron_map"), ("church-esd", "edit"), ("church-mma-banned", "attack_set")]
+)
+def test_info_of_what_comes_with_a_checkout(name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert document(capsys, "probe", "info", f"emoji/{name}")["kind"] == kind
+
+
 def test_info_of_a_model_counts_its_sites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = probe.compat.save_pipeline(tiny_pipeline("sdxl"), tmp_path / "xl")
     found = document(capsys, "probe", "info", folder)

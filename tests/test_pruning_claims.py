@@ -96,6 +96,7 @@ def test_reversal_counts_pictures_that_were_of_the_pruned_side_and_showed_the_pr
     [
         ("pruning_plain", ["--tune", "--gates", "hard-concrete"]),
         ("pruning_plain", ["--concepts", "church"]),
+        ("esd_points", []),
         ("pruning_attacked", ["--kid", "--pairs", "p-esd"]),
         ("pruning_sensitivity", ["--seeds", "1"]),
         ("concept_prune_density", []),

@@ -38,7 +38,7 @@ TUNING = {"explicit": 24, "preserve_fit": 24}
 #: Seconds of a core for an iteration (0.3 to 0.4 measured for ESD in either dtype, others guessed).
 ITERATION = {"esd": 0.4, "p-esd": 0.5, "ac": 0.6, "p-ac": 0.8}
 #: Pictures that are drawn once for a training: trajectories of few steps, or anchors and retained ones.
-DRAWN = {"esd": 20, "p-esd": 50, "ac": 120, "p-ac": 150}
+DRAWN = {"esd": 20, "p-esd": 50, "ac": 30, "p-ac": 40}
 
 #: method -> at most six settings, which `pruning_plain.py --tune` tries on tuning prompts. ``anchor=True`` is the
 #: concept's own anchor ("a building") in place of the empty text: guidance multiplies what leads away from the concept,
@@ -61,7 +61,10 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"lr": 0.2, "eta": 0.3, "anchor": True, "gates": "straight-through", "sparsity": 0.1},
         {"lr": 0.2, "eta": 1.0, "pairs": True, "gates": "hard-concrete", "sparsity": 0.1},
     ],
-    "ac": [{"lr": lr, "train": train} for lr in (1.6e-5, 1e-4, 4e-4) for train in ("x-strict", "attn")],
+    "ac": [
+        *({"lr": lr, "train": "x-strict"} for lr in (1.6e-5, 1e-4, 2e-4, 4e-4)),
+        *({"lr": lr, "train": "attn"} for lr in (1e-4, 4e-4)),
+    ],
     "p-ac": [{"lr": 0.2, "gates": gates, "sparsity": s} for gates in ("hard-concrete", "straight-through")
              for s in (0.01, 0.1, 1.0)],
 }  # fmt: skip
@@ -69,7 +72,7 @@ TRIED: dict[str, list[dict[str, Any]]] = {
 #: method -> the setting and the checkpoint that `pruning_plain.py` reports on. ESD's were chosen on tuning prompts
 #: (`pruning_plain_tuning.csv`), the others are still to be.
 SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
-    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][0], 300), "ac": (TRIED["ac"][1], 100),
+    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][0], 300), "ac": (TRIED["ac"][3], 33),
     "p-ac": (TRIED["p-ac"][1], 100),
 }  # fmt: skip
 #: The same of styles, which have no anchor of their own; what is not here is as above.
@@ -85,7 +88,7 @@ def setting_of(method: str, name: str) -> tuple[dict[str, Any], int]:
 #: What a training is told beside its setting. Few points that come again: the model predicts there once.
 POINTS: dict[str, dict[str, Any]] = {
     "esd": {name: ESD[name] for name in ("batch_size", "steps", "cached")},
-    "ac": {"batch_size": 8, "steps": 30, "pictures": 120},
+    "ac": {"batch_size": 8, "steps": 15, "pictures": 60},
 }
 
 

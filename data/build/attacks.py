@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import probe
+from data.build.settings import HEADLINE
 from probe import compat
 from probe._paths import data_dir
 from probe.attacks import attack, expected
@@ -62,7 +63,7 @@ class Job:
 
 def jobs(world: Any) -> Iterator[Job]:
     """The short ones first, so that an interrupted run has something of everything."""
-    headline = {name: (name,) for name in ("church", "ink", "weapon")} | {"erase_10": world.lists["erase_10"]}
+    headline = {name: (name,) for name in HEADLINE} | {"erase_10": world.lists["erase_10"]}
     groups = [name for name in world.lists["groups"] if name != "weapon"]
     for method in (*BASELINES, *TEXT, *WHITE_BOX):
         for name, members in headline.items():

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import probe
-from data.build.settings import options_of
+from data.build.maps import recordings
+from data.build.settings import HEADLINE, options_of
 from probe._paths import data_dir
 
-HEADLINE = ("church", "ink", "weapon")
 #: One of each eraser for the headline concepts; those that solve or train whole matrices are kept at a rank that leaves
 #: room for all findings in 10 MB.
 ERASERS = ("esd", "p_esd", "concept_prune", "uce", "mace", "trce_text", "resag")
@@ -86,31 +86,9 @@ def made(pipe: Any, world: Any, job: Job, work: Path) -> Any:
     return erase.truncated(whole, RANK[job.eraser], name=job.key) if job.eraser in RANK else whole
 
 
-def skill_map(
-    concept: Any,
-    pipe: Any,
-    work: Path,
-    references: str = "paper",
-    *,
-    prompts: int = 40,
-    batch_size: int = 20,
-    steps: int = 30,
-) -> Any:
-    """The wanda map that ConceptPrune prunes by, of tuning prompts and references (else the first that are there)."""
-    form = references if references in concept.references else next(iter(concept.references))
-    sides = {concept.name: concept.prompts["explicit"], f"{concept.name}-{form}": concept.references[form]}
-    runs = [
-        probe.record(
-            pipe,
-            list(side)[:prompts],
-            out=work / name.replace(" ", "_"),
-            batch_size=batch_size,
-            steps=steps,
-            images=False,
-        )
-        for name, side in sides.items()
-    ]
-    return probe.score(*runs, method="wanda", branches="cond")
+def skill_map(concept: Any, pipe: Any, work: Path, references: str = "paper", **recording: Any) -> Any:
+    """The wanda map that ConceptPrune prunes by; ``recording`` as in `maps.recordings`."""
+    return probe.score(*recordings(concept, pipe, work, references, **recording), method="wanda", branches="cond")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+#: The concepts that have one of every finding.
+HEADLINE = ("church", "ink", "weapon")
+
 #: Chosen with `pruning_plain.py --tune`.
 ESD: dict[str, Any] = {"lr": 1e-4, "train": "x", "eta": 0.3, "retain": 1.0, "iterations": 200,
                        "batch_size": 4, "steps": 15, "cached": 40}  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from probe._chunks import readable_size
+from probe._paths import finding
 from probe._terminal import Task, command
 from probe.cli._app import app
 from probe.cli._kinds import kind_at
@@ -40,7 +41,7 @@ def info(
 
         kind = kind_of(place_of(what)) or "run"
     else:
-        kind = kind_at(Path(what)) or ""
+        kind = kind_at(finding(what)) or ""
     known = {
         "run": _run,
         "trajectory": _trajectory,

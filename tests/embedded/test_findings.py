@@ -6,13 +6,14 @@ import pytest
 
 import erase
 import probe
-from data.build import attacks, edits
+from data.build import attacks, edits, maps
 from probe._paths import data_dir
 from probe.attacks._registry import method_named
 
 pytestmark = pytest.mark.embedded
 FOLDERS = ("maps", "attacks", "edits")
 EDITS = sorted(path.name for path in (data_dir() / "edits").glob("*/"))
+MAPS = sorted(path.name for path in (data_dir() / "maps").glob("*/"))
 SETS = sorted(path.name for path in (data_dir() / "attacks").glob("*/"))
 
 
@@ -32,6 +33,12 @@ def test_edits_are_of_this_model(name: str, pipe, world: probe.World) -> None:
     edit = erase.load_edit(f"emoji/{name}")
     with edit.applied(pipe):  # compares every tensor that it touches
         assert [edit.id, edit.name] in probe.provenance.lineage(pipe)
+
+
+def test_maps_are_of_this_model(pipe) -> None:
+    assert set(MAPS) == {key for key, _ in maps.jobs()}
+    for name in MAPS:
+        probe.fingerprint(pipe).check(probe.NeuronMap.load(f"emoji/{name}").identity["model"], name)
 
 
 @pytest.mark.parametrize("name", SETS)
