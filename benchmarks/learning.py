@@ -84,10 +84,11 @@ def drawing_trajectories(folder: Path) -> list[dict[str, Any]]:
 
 
 def p_esd_over_esd(folder: Path) -> list[dict[str, Any]]:
-    """P-ESD (a hard-concrete gate for every cross-attention weight) over ESD on the same weights, at cached x_t."""
+    """P-ESD (a default gate for every cross-attention weight) over ESD on the same weights, at cached x_t."""
     pipe = pipeline()
     stored = drawn(pipe, folder)
-    gates = Gates(pipe, parts_of(pipe, "x", weights_only=True), kind="hard-concrete", by_unit=False, init=5.0, seed=0)
+    parts = parts_of(pipe, "x", weights_only=True)
+    gates = Gates(pipe, parts, kind="straight-through", by_unit=False, init=5.0, seed=0)
     pruning = loop(pipe, gates, sampling("cached", stored), gates=gates)
     plain = loop(pipe, Weights(pipe, parts_of(pipe, "x")), sampling("cached", stored))
     return [ratio(in_turn(pruning, plain, PAIRS, folder)) | {"bar": "at most 1.3"}]

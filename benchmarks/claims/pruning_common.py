@@ -56,7 +56,7 @@ TRIED: dict[str, list[dict[str, Any]]] = {
     "p-esd": [
         {"lr": 0.1, "eta": 0.3, "anchor": True, "gates": "hard-concrete", "sparsity": 0.1},
         {"lr": 0.2, "eta": 0.3, "anchor": True, "gates": "hard-concrete", "sparsity": 0.1},
-        {"lr": 0.2, "eta": 0.3, "anchor": True, "gates": "hard-concrete", "sparsity": 1.0},
+        {"lr": 0.2, "eta": 0.3, "anchor": True, "gates": "straight-through", "sparsity": 0.1, "retain": 1.0},
         {"lr": 0.1, "eta": 0.3, "anchor": True, "gates": "straight-through", "sparsity": 0.1},
         {"lr": 0.2, "eta": 0.3, "anchor": True, "gates": "straight-through", "sparsity": 0.1},
         {"lr": 0.2, "eta": 1.0, "pairs": True, "gates": "hard-concrete", "sparsity": 0.1},
@@ -69,20 +69,22 @@ TRIED: dict[str, list[dict[str, Any]]] = {
              for s in (0.01, 0.1, 1.0)],
 }  # fmt: skip
 
-#: method -> the setting and the checkpoint that `pruning_plain.py` reports on. ESD's were chosen on tuning prompts
-#: (`pruning_plain_tuning.csv`), the others are still to be.
+#: method -> the setting and the checkpoint that `pruning_plain.py` reports on, chosen on tuning prompts
+#: (`pruning_plain_tuning.csv`).
 SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
-    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][0], 300), "ac": (TRIED["ac"][3], 33),
-    "p-ac": (TRIED["p-ac"][1], 100),
+    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][2], 300), "ac": (TRIED["ac"][3], 33),
+    "p-ac": (TRIED["p-ac"][4], 100),
 }  # fmt: skip
-#: The same of styles, which have no anchor of their own; what is not here is as above.
-OF_STYLES: dict[str, tuple[dict[str, Any], int]] = {"esd": (TRIED["esd"][4], 200), "p-esd": (TRIED["p-esd"][5], 300)}
-STYLES = ("ink",)
+#: The same of concepts that another one suits better: a style has no anchor of its own.
+OF_CONCEPT: dict[str, dict[str, tuple[dict[str, Any], int]]] = {
+    "ink": {"esd": (TRIED["esd"][4], 200), "p-esd": (TRIED["p-esd"][5], 200)},
+    "weapon": {"p-esd": (TRIED["p-esd"][2], 100), "ac": (TRIED["ac"][3], 67)},
+}
 
 
 def setting_of(method: str, name: str) -> tuple[dict[str, Any], int]:
     """The setting and the checkpoint of a method for a concept."""
-    return (OF_STYLES if name in STYLES else SETTINGS).get(method, SETTINGS[method])
+    return OF_CONCEPT.get(name, {}).get(method, SETTINGS[method])
 
 
 #: What a training is told beside its setting. Few points that come again: the model predicts there once.

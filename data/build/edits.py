@@ -23,10 +23,13 @@ from probe._paths import data_dir
 
 #: One of each eraser for the headline concepts; those that solve or train whole matrices are kept at a rank that leaves
 #: room for all findings in 10 MB.
-ERASERS = ("esd", "p_esd", "concept_prune", "uce", "mace", "trce_text", "resag")
+ERASERS = (
+    "esd", "p_esd", "ablating_concepts", "p_ac", "concept_prune", "uce", "mace", "trce_text", "resag",
+)  # fmt: skip
+LEARNED = ("esd", "p_esd", "ablating_concepts", "p_ac")
 #: What one edit takes, roughly.
 MINUTES = 3.0
-RANK = {"esd": 12, "uce": 8, "mace": 8, "trce_text": 8}
+RANK = {"esd": 12, "ablating_concepts": 8, "uce": 8, "mace": 8, "trce_text": 8}
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ def made(pipe: Any, world: Any, job: Job, work: Path) -> Any:
     options = options_of(job.eraser, concepts)
     if job.eraser == "concept_prune":
         return erase.concept_prune(pipe, skill_map(concepts[0], pipe, work), name=job.key, **options)
-    if job.eraser in ("esd", "p_esd"):
+    if job.eraser in LEARNED:
         options |= {"training": work / job.key}
-    eraser = erase.differentiable_prune if job.eraser == "p_esd" else getattr(erase, job.eraser)
+    eraser = erase.differentiable_prune if job.eraser in ("p_esd", "p_ac") else getattr(erase, job.eraser)
     whole = eraser(pipe, concepts, name=job.key, **options)
     return erase.truncated(whole, RANK[job.eraser], name=job.key) if job.eraser in RANK else whole
 

@@ -51,7 +51,7 @@ def differentiable_prune(
     preserve: Any = None,
     prompts: Sequence[Any] | None = None,
     train: Any = "x",
-    gates: Literal["hard-concrete", "straight-through"] = "hard-concrete",
+    gates: Literal["straight-through", "hard-concrete"] = "straight-through",
     unit: Literal["weight", "neuron"] = "weight",
     init: float = 5.0,
     sparsity: float = 1.0,
@@ -97,9 +97,10 @@ def differentiable_prune(
         preserve: concepts for ``retain``; by default the embedded world's ``preserve_fit``.
         train: whose weights have gates: as in `erase.esd`, biases and normalisation left out. A neuron map restricts
             them to the units it selects, so that a finding drives the eraser; a sensitivity result is such a map.
-        gates: ``hard-concrete``: drawn at every iteration; ``straight-through``: 1 where the score is positive.
+        gates: ``straight-through``: 1 where the score is positive (the better of the two on tuning prompts, see
+            docs/methods/learning.md); ``hard-concrete``: drawn at every iteration.
         unit: a gate for every weight, or for every neuron: a column of a feed-forward's last Linear, else a row.
-        init: log alpha (or score) at the start. At 5 a gate is closed in 0.14 % and below 1 in 3.2 % of all draws.
+        init: score (or log alpha) at the start. Of hard-concrete gates at 5, 0.14 % are closed and 3.2 % below 1.
         sparsity: weight of the mean probability of a closed gate; larger prunes less.
         retain: weight of the retain term; 0.1 by default where it is known what to preserve, else 0.
         eta, erase_from, x_t, trajectory, cached, timestep: as in `erase.esd`.
