@@ -72,7 +72,7 @@ TRIED: dict[str, list[dict[str, Any]]] = {
 #: method -> the setting and the checkpoint that `pruning_plain.py` reports on, chosen on tuning prompts
 #: (`pruning_plain_tuning.csv`).
 SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
-    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][2], 300), "ac": (TRIED["ac"][3], 33),
+    "esd": (TRIED["esd"][3], 200), "p-esd": (TRIED["p-esd"][2], 200), "ac": (TRIED["ac"][3], 33),
     "p-ac": (TRIED["p-ac"][4], 100),
 }  # fmt: skip
 #: The same of concepts that another one suits better: a style has no anchor of its own.
@@ -104,7 +104,7 @@ def trained(
     setting = setting_of(method, concept.name)[0] if setting is None else setting
     objective = method.removeprefix("p-")
     numbers = CHECKPOINTS[objective]
-    folder = out / "trainings" / f"{concept.name}-{method}-{words_of(setting)}-{seed}"
+    folder = training_of(out, concept.name, method, setting, seed)
     if not (folder / "checkpoints" / str(numbers[-1]) / "edit.json").is_file():
         common: dict[str, Any] = {"iterations": numbers[-1], "training": folder, "checkpoints": numbers, "seed": seed,
                                   "name": f"{method}-{concept.name}", **POINTS[objective], **setting}  # fmt: skip
@@ -122,6 +122,11 @@ def trained(
         else:
             erase.ablating_concepts(own(), concept, **common)
     return {n: erase.load_edit(folder / "checkpoints" / str(n)) for n in numbers}
+
+
+def training_of(out: Path, name: str, method: str, setting: Mapping[str, Any], seed: int) -> Path:
+    """The folder of a training."""
+    return out / "trainings" / f"{name}-{method}-{words_of(setting)}-{seed}"
 
 
 def words_of(setting: Mapping[str, Any]) -> str:
@@ -272,7 +277,7 @@ def trainings_left(methods: Sequence[str], args: argparse.Namespace, *, tuned: b
     for method in methods:
         last = str(CHECKPOINTS[method.removeprefix("p-")][-1])
         folders = [
-            args.out / "trainings" / f"{name}-{method}-{words_of(setting)}-{seed}" / "checkpoints" / last
+            training_of(args.out, name, method, setting, seed) / "checkpoints" / last
             for name in args.concepts
             for setting in (TRIED[method] if tuned else [setting_of(method, name)[0]])
             for seed in range(1 if tuned else min(args.seeds, SEEDS.get(name, args.seeds)))

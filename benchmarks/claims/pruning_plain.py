@@ -5,8 +5,9 @@
 
 ``--tune`` runs the few settings of every method on one training seed and judges their checkpoints on tuning prompts
 (24 pictures of the concept, 24 of ``preserve_fit``); ``--settings 0 3`` takes some of them, by number, ``--gates`` one
-kind of gate; ``chosen_gates`` marks the better of each kind, which decides the default. Without it the
-setting of `setting_of` in `pruning_common.py` (chosen that way) is trained with every seed and judged on test prompts.
+kind of gate, ``--trained`` only what is trained already. ``chosen_gates`` marks the better of each kind of gates, which
+decides the default. Without ``--tune`` the setting of `setting_of` in `pruning_common.py`, chosen that way, is trained
+with every seed and judged on test prompts.
 Writes ``pruning_plain.csv`` (or ``pruning_plain_tuning.csv``) and a figure beside this file.
 """
 
@@ -37,6 +38,7 @@ from pruning_common import (
     summary,
     tell,
     trained,
+    training_of,
     trainings_left,
 )
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--settings", nargs="+", type=int, help="with --tune: which of TRIED, from 0")
     parser.add_argument("--gates", nargs="+", default=list(GATES), choices=GATES, help="with --tune: of P-ESD and P-AC")
+    parser.add_argument("--trained", action="store_true", help="with --tune: only settings that are trained already")
     parser.add_argument("--others", type=int, default=OTHERS, help="pictures of preserve_test")
     args = parsed(parser, OUT)
     if args.plan:
@@ -72,6 +75,12 @@ def settings_of(method: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     return [setting for setting in chosen_ones if setting.get("gates", args.gates[0]) in args.gates]
 
 
+def is_trained(name: str, method: str, setting: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Whether the first training seed has its last checkpoint."""
+    last = str(CHECKPOINTS[method.removeprefix("p-")][-1])
+    return (training_of(args.out, name, method, setting, 0) / "checkpoints" / last / "edit.json").is_file()
+
+
 def plan(args: argparse.Namespace) -> None:
     """Pictures and minutes of a whole run."""
     if args.tune:
@@ -90,6 +99,8 @@ def tune(pipe: Any, world: probe.World, args: argparse.Namespace) -> pd.DataFram
     tables = []
     for name in args.concepts:
         tried = {method: settings_of(method, args) for method in args.methods}
+        if args.trained:
+            tried = {m: [one for one in all_of_it if is_trained(name, m, one, args)] for m, all_of_it in tried.items()}
         table = strengths(pipe, world, world[name], tried, args.out).reset_index(drop=True)
         table["chosen"] = False
         table["gates"] = [json.loads(setting).get("gates", "") for setting in table["setting"]]

@@ -18,8 +18,8 @@ ESD: dict[str, Any] = {"lr": 1e-4, "train": "x", "eta": 0.3, "retain": 1.0, "ite
 #: A style gives way to another one, prompt by prompt.
 ESD_OF_STYLES = ESD | {"lr": 3e-4, "eta": 1.0}
 #: Gates, beside what the plain eraser is told, chosen in the same way; of a style, hard-concrete ones.
-P_ESD: dict[str, Any] = {"objective": "esd", "lr": 0.2, "iterations": 300, "gates": "straight-through", "sparsity": 0.1}
-P_ESD_OF_STYLES = P_ESD | {"iterations": 200, "gates": "hard-concrete", "eta": 1.0, "retain": 0.1}
+P_ESD: dict[str, Any] = {"objective": "esd", "lr": 0.2, "iterations": 200, "gates": "straight-through", "sparsity": 0.1}
+P_ESD_OF_STYLES = P_ESD | {"gates": "hard-concrete", "eta": 1.0, "retain": 0.1}
 #: Keys and values; checkpoints of one training are strengths.
 AC: dict[str, Any] = {"lr": 4e-4, "train": "x-strict", "iterations": 33, "batch_size": 8, "steps": 15, "pictures": 60}
 ITERATIONS = {"p_esd": {"weapon": {"iterations": 100}}, "ablating_concepts": {"weapon": {"iterations": 67}}}
