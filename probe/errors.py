@@ -57,6 +57,10 @@ class WorkbenchError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: the message. Scripts keep theirs."""
+        return [f"{type(self).__name__}: {self.message}"]
+
 
 class BadInput(WorkbenchError, ValueError):
     """An argument that cannot work, whatever the model."""
@@ -96,6 +100,21 @@ class NeverFired(WorkbenchError):
 
 class MissingExtra(WorkbenchError, ImportError):
     """An optional dependency is absent; carries the pip command."""
+
+
+def interrupted(error: KeyboardInterrupt, message: str) -> None:
+    """Give Ctrl-C, or a kernel's interrupt, a message that a notebook shows in place of a traceback.
+
+    The exception itself is kept: Python gives the exit code of an interrupt to `KeyboardInterrupt` alone, not to what
+    inherits from it.
+    """
+    error.args = (message,)
+    error._render_traceback_ = lambda: [f"{type(error).__name__}: {message}"]  # type: ignore[attr-defined]
+
+
+def is_told(error: KeyboardInterrupt) -> bool:
+    """Whether an interrupt has its message already."""
+    return hasattr(error, "_render_traceback_")
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> tuple[str, ...]:
