@@ -221,3 +221,13 @@ def test_edits_of_layout_1_are_read():
         ("delta", "unet.conv_out.weight"),
     ]
     assert [name for _, name in edit.parts] == ["every kind", "more"]
+
+
+def test_an_edit_that_is_not_there_says_how_edits_are_made(edit, tmp_path):
+    with pytest.raises(UnknownName, match=r"a folder with edit.json; fix: .*erase concept-prune"):
+        load_edit(tmp_path / "edit")
+    for name in ("x" * 300, "x" * 300 + "/edit"):
+        with pytest.raises(UnknownName):
+            load_edit(tmp_path / name)
+        with pytest.raises(BadInput, match="no such path"):
+            edit.save_pretrained(tmp_path / name)
