@@ -79,6 +79,16 @@ def load(
     return pipe.to(device)
 
 
+def name_of(pipe: Any) -> str | None:
+    """What the model of a pipeline is called: ``emoji``, its hub id, or its folder's name; None where nothing says."""
+    path = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or ""))
+    if path == emoji_dir() / "pipeline":
+        return "emoji"
+    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots", str(path)):
+        return f"{cached[1]}/{cached[2]}"
+    return path.name or None
+
+
 def folder_of(model: str | Path) -> Path:
     """The folder with the configs of a model: embedded, a folder, or a hub id (its weights may be elsewhere)."""
     path = Path(model).expanduser()
