@@ -122,8 +122,8 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> tuple[str, ...]:
     return tuple(difflib.get_close_matches(name, list(known), n=n, cutoff=0.4))
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+def unknown_name(kind: str, name: str, known: Iterable[str], fix: str | None = None) -> UnknownName:
     """The error for a name that is not among ``known``; short lists are shown whole."""
     known = sorted(known)
     expected = f"one of {', '.join(known)}" if len(known) <= 12 else f"one of {len(known)} names"
-    return UnknownName(f"unknown {kind}", given=repr(name), expected=expected, nearest=nearest(name, known))
+    return UnknownName(f"unknown {kind}", given=repr(name), expected=expected, nearest=nearest(name, known), fix=fix)
