@@ -243,7 +243,8 @@ def _concepts(concepts: Sequence[Any], world: Mapping[str, Any] | None) -> tuple
         world = load_world("emoji")
     given = {c.name: c for c in listed if not isinstance(c, str)}
     if missing := [c for c in listed if isinstance(c, str) and c not in (world or {})]:
-        raise unknown_name("concept", missing[0], world or {})
+        listing = getattr(world, "listing", None)
+        raise unknown_name("concept", missing[0], world or {}, fix=listing() if listing else None)
     known = _Known({**(world or {}), **given})
     known.lists = getattr(world, "lists", {})
     return known, [known[c] if isinstance(c, str) else c for c in listed]
