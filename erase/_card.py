@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 
 _USE = (
-    'pipe = probe.load("the model it was made on")',
     'edit = erase.load_edit("this folder")',
     "with edit.applied(pipe):  # outside the block the weights are as before, bit for bit",
     '    image = pipe("a prompt").images[0]',
@@ -45,6 +44,8 @@ def card(edit: Edit, beside: str | None = None) -> str:
         "",
         f"A reversible edit of a text-to-image pipeline, made by `{identity['method']}`. Id `{edit.id}`.",
         "",
+        f"- erases: {_plain(erased(edit))}",
+        f"- model: {_plain(made_on(edit))}",
         f"- changes: {counts} in {len(edit.params)} parameters, {edit.nbytes / 1e6:.2f} MB",
         f"- mergeable into weights: {'yes' if edit.mergeable else 'no'}",
         f"- fitted on top of other edits: {_plain(base)}",
@@ -54,7 +55,7 @@ def card(edit: Edit, beside: str | None = None) -> str:
         "```python",
         "import erase, probe",
         "",
-        *(_PUT_TOGETHER if beside else _USE),
+        *(_PUT_TOGETHER if beside else (_loading(edit), *_USE)),
         "```",
         "It applies to the model it was made on and to no other: the tensors it touches are compared first.",
         "",
@@ -74,6 +75,27 @@ def card(edit: Edit, beside: str | None = None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def erased(edit: Edit) -> str:
+    """What the edit erases, as far as it knows: the concepts, or the neuron map that names the weights."""
+    if edit.concepts:
+        return ", ".join(edit.concepts)
+    maps = edit.provenance["identity"]["inputs"].get("map")
+    listed = ", ".join(maps if isinstance(maps, list) else [maps]) if maps else ""
+    return f"what neuron map {listed} finds" if listed else "not stated by what it was made from"
+
+
+def made_on(edit: Edit) -> str:
+    """The model's name, where it is known, and the beginnings of the hashes of its networks."""
+    hashes = edit.provenance["identity"]["model"]["architecture"]
+    short = ", ".join(f"{component} {value[:12]}" for component, value in hashes.items())
+    return f"{edit.model or 'unnamed'} (architecture of {short})"
+
+
+def _loading(edit: Edit) -> str:
+    name = _plain(edit.model or "the model it was made on").replace('"', "'").replace("\\", "/")
+    return f'pipe = probe.load("{name}")'
 
 
 def _describe(change: object) -> str:
@@ -96,6 +118,8 @@ def page(edit: Edit) -> str:
     """How an edit shows itself in a notebook: what it is, its options, and what it touches."""
     kinds = Counter(change.kind for change in edit.changes)
     rows = {
+        "erases": erased(edit),
+        "model": made_on(edit),
         "changes": ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + f", {edit.nbytes / 1e6:.2f} MB",
         "masked": f"{edit.density:.2%} of the weights of touched parameters" if "mask" in kinds else "nothing",
         "fitted on top of": ", ".join(name for _, name in edit.base_edits) or "the unedited model",

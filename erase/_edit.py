@@ -10,6 +10,7 @@ from typing import Any
 
 from erase import _in_force
 from erase._changes import Change, Hook, Mask, digest, dtype_name
+from probe._load import name_of
 from probe.errors import BadInput, EditOrderError
 from probe.provenance import fingerprint, stamp, tensor_hash
 
@@ -50,6 +51,19 @@ class Edit:
     def options(self) -> dict[str, Any]:
         """The eraser's options, resolved."""
         return dict(self.provenance["identity"]["options"])
+
+    @property
+    def concepts(self) -> list[str]:
+        """Names or phrases that were erased, where the edit knows them: one made from a neuron map does not."""
+        identity = self.provenance["identity"]
+        known = identity["options"].get("concepts") or identity["inputs"].get("concepts")
+        return [str(name) for name in known or self.provenance.get("info", {}).get("concepts", ())]
+
+    @property
+    def model(self) -> str | None:
+        """What the model was called that the edit was made on: ``emoji``, a hub id or a folder; None if unknown."""
+        found: str | None = self.provenance.get("info", {}).get("model")
+        return found
 
     @property
     def report(self) -> dict[str, Any]:
@@ -218,7 +232,7 @@ def make_edit(
         "model": {"architecture": {c: architecture[c] for c in components}, "tensors": tensors},
         "base_edits": [list(part) for entry in _in_force.entries(pipe) for part in entry.edit.parts],
     }
-    return assemble(name, changes, identity, report=report)
+    return assemble(name, changes, identity, report=report, model=name_of(pipe))
 
 
 def assemble(
@@ -228,11 +242,18 @@ def assemble(
     *,
     report: Mapping[str, Any] | None = None,
     parts: Sequence[tuple[str, str]] | None = None,
+    model: str | None = None,
+    concepts: Sequence[str] = (),
 ) -> Edit:
-    """An edit from its parts: digests of the changes join the identity, whose hash is the id."""
+    """An edit from its parts: digests of the changes join the identity, whose hash is the id.
+
+    ``model`` and ``concepts``, the names of what it was made on and of what it erases, are for whoever reads it.
+    """
     if not changes:
         raise BadInput("an edit without changes", given=name)
     provenance = stamp({**identity, "changes": [digest(change) for change in changes]})
+    provenance["info"] |= {"model": model} if model else {}
+    provenance["info"] |= {"concepts": list(concepts)} if concepts else {}
     if report is not None:
         provenance["report"] = dict(report)
     if parts is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def save(edit: Edit, folder: str | Path, *, force: bool = False) -> Path:
     folder = Path(folder)
     if _stored_id(folder) == edit.id:
         return folder
-    check_free(folder, "edit", ours=(folder / HEADER).is_file(), force=force)
+    check_free(folder, "edit", ours=os.path.isfile(folder / HEADER), force=force)
     logger.info("edit %s: %.2f MB to %s", edit.name, edit.nbytes / 1e6, folder)
     with written_whole(folder, replace=force) as partial:
         partial.mkdir()

@@ -38,7 +38,14 @@ def scaled(edit: Edit, strength: float, *, name: str | None = None) -> Edit:
         "base_edits": of["base_edits"],
     }
     changes = [_scaled(change, strength) for change in edit.changes]
-    return assemble(name or f"{edit.name}@{strength:g}", changes, identity, report={"of": edit.report})
+    return assemble(
+        name or f"{edit.name}@{strength:g}",
+        changes,
+        identity,
+        report={"of": edit.report},
+        model=edit.model,
+        concepts=edit.concepts,
+    )
 
 
 def _scaled(change: Change, strength: float) -> Change:

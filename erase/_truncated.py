@@ -49,7 +49,7 @@ def truncated(edit: Edit, rank: int, *, name: str | None = None) -> Edit:
         "base_edits": of["base_edits"],
     }
     report = {"error": math.sqrt(lost / whole) if whole else 0.0, "of": edit.report}
-    return assemble(name or edit.name, changes, identity, report=report)
+    return assemble(name or edit.name, changes, identity, report=report, model=edit.model, concepts=edit.concepts)
 
 
 def _nearest(change: Change, rank: int) -> tuple[Change, float]:

@@ -17,7 +17,7 @@ from probe._eval_measure import Cell, Measure, Rulers
 from probe._eval_samples import cell_samples
 from probe._progress import progress_bar
 from probe._result import COLUMNS, ORIGINAL, drawn_with, open_result, read_results, result_images
-from probe.errors import BadInput, unknown_name
+from probe.errors import BadInput, interrupted, unknown_name
 from probe.protocols import EditLike, Progress
 
 logger = logging.getLogger(__name__)
@@ -193,13 +193,17 @@ def evaluate(
         if rejudge:
             refuse_drawing(missing)
         total = sum(len(part) for part in missing.values()) + sum(len(part) for part in unseen.values())
-        with progress_bar(progress, total, "images", unit="img") as advance:
-            for name, of in images.items():
-                of.measure(unseen[name], advance)
-            for name, of in images.items():
-                if len(missing[name]):
-                    logger.info("%s: %d images to draw", name, len(missing[name]))
-                    of.draw(pipe, wanted[name], missing[name], advance, batch_size=batch_size, **sampling)
+        try:
+            with progress_bar(progress, total, "images", unit="img") as advance:
+                for name, of in images.items():
+                    of.measure(unseen[name], advance)
+                for name, of in images.items():
+                    if len(missing[name]):
+                        logger.info("%s: %d images to draw", name, len(missing[name]))
+                        of.draw(pipe, wanted[name], missing[name], advance, batch_size=batch_size, **sampling)
+        except KeyboardInterrupt as error:
+            interrupted(error, f"evaluation interrupted: what is done is kept at {out}; repeat the same call to go on")
+            raise
         measure = Measure(store, rulers, world, level=level, resamples=resamples)
         rows = [
             row
@@ -239,7 +243,8 @@ def _concepts(concepts: Sequence[Any], world: Mapping[str, Any] | None) -> tuple
         world = load_world("emoji")
     given = {c.name: c for c in listed if not isinstance(c, str)}
     if missing := [c for c in listed if isinstance(c, str) and c not in (world or {})]:
-        raise unknown_name("concept", missing[0], world or {})
+        listing = getattr(world, "listing", None)
+        raise unknown_name("concept", missing[0], world or {}, fix=listing() if listing else None)
     known = _Known({**(world or {}), **given})
     known.lists = getattr(world, "lists", {})
     return known, [known[c] if isinstance(c, str) else c for c in listed]

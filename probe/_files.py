@@ -9,13 +9,15 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from probe.errors import BadInput, WorkbenchError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+# names that this disk cannot have: too long, with forbidden signs, below what is no folder
+_IMPOSSIBLE = {errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ELOOP, errno.EILSEQ}
 
 
 @contextmanager
@@ -32,6 +34,8 @@ def disk_errors(path: str | Path) -> Iterator[None]:
             raise BadInput(
                 "the output path cannot be written", given=_meant(path), fix="choose another path"
             ) from error
+        if number in _IMPOSSIBLE:
+            raise impossible(_meant(path), os.strerror(number)) from error
         raise
 
 
@@ -68,12 +72,24 @@ def remove_leftovers(path: Path) -> None:
 
 def make_parent(path: Path) -> None:
     """Make the folder that ``path`` will lie in. Raises `BadInput` where a file is in the way."""
-    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if "\0" in str(path):
+        raise impossible(path, "a zero byte in a name")
+    above = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not above.is_dir():
         fix = "choose another path"
         raise BadInput("the output path lies below a file", given=str(path), expected=f"{above} as a folder", fix=fix)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # below a folder in which nobody can make any, such as /proc
+            raise impossible(path, "no folder can be made there") from error
+        with suppress(FileNotFoundError):  # whether the longest name that will stand there can be
+            os.lstat(_beside(path, "partial"))
+
+
+def impossible(path: str | Path, why: str) -> BadInput:
+    """The error for a path that no file can have."""
+    return BadInput("there can be no such path", given=f"{path} ({why})", fix="choose another path")
 
 
 def remove(path: Path) -> None:

@@ -12,6 +12,7 @@ from probe._locks import Rank
 from probe._progress import progress_bar
 from probe._store import RunStore
 from probe._writer import Unit, Writer
+from probe.errors import interrupted
 from probe.protocols import Progress
 
 logger = logging.getLogger(__name__)
@@ -51,10 +52,9 @@ def _fill(store: RunStore, make: Make, what: str, rank: Rank, progress: Progress
 
             for unit in pending:
                 writer.put(unit, *make(store.rows(unit), made))
-    except KeyboardInterrupt:
-        kept = int(np.repeat(store.done, store.unit)[: store.n_samples].sum())
-        text = "%s interrupted: %d of %d samples are kept at %s; repeat the same call to resume"
-        logger.warning(text, what, kept, store.n_samples, store.path)
+    except KeyboardInterrupt as error:
+        kept = f"{np.repeat(store.done, store.unit)[: store.n_samples].sum()} of {store.n_samples} samples"
+        interrupted(error, f"{what} interrupted: {kept} are kept at {store.path}; repeat the same call to resume")
         raise
     seconds = time.perf_counter() - start
     rate = left / seconds if seconds else 0.0

@@ -11,8 +11,9 @@ from typing import Any
 import zarr
 
 from probe import formats
+from probe._kinds import absent
 from probe._places import Place
-from probe.errors import BadInput, StoreDamaged, WorkbenchError
+from probe.errors import StoreDamaged, WorkbenchError
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def open_group(place: Place, kind: str) -> Any:
     """The zarr group at a place, for reading and writing, its header checked to be of this kind and version."""
     words = kind.replace("_", " ")
     if not place.exists():
-        raise BadInput(f"there is no {words} here", given=str(place.path))
+        raise absent(place.path, kind)
     try:
         root = zarr.open_group(place.store(), mode="r+", zarr_format=3)
         attributes = dict(root.attrs)

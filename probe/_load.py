@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,9 +65,9 @@ def load(
     with compat.quiet_libraries():
         if str(model) == "emoji":
             pipe = _from_folder(_embedded(), resolved)
-        elif path.is_dir():
+        elif os.path.isdir(path):
             pipe = _from_folder(path, resolved)
-        elif path.is_file():
+        elif os.path.isfile(path):
             pipe = _from_file(path, resolved, config)
         elif _HUB_ID.fullmatch(str(model)):
             pipe = _from_folder(_hub_folder(str(model), revision), resolved)
@@ -76,6 +77,16 @@ def load(
         if hasattr(component, "eval"):
             component.eval()
     return pipe.to(device)
+
+
+def name_of(pipe: Any) -> str | None:
+    """What the model of a pipeline is called: ``emoji``, its hub id, or its folder's name; None where nothing says."""
+    path = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or ""))
+    if path == emoji_dir() / "pipeline":
+        return "emoji"
+    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots", str(path)):
+        return f"{cached[1]}/{cached[2]}"
+    return path.name or None
 
 
 def folder_of(model: str | Path) -> Path:
@@ -188,7 +199,7 @@ def _unknown(model: str | Path, why: str | None = None) -> UnknownName:
 def _pipelines_near(path: Path) -> Iterator[str]:
     """Pipelines in the working directory and beside the path that was meant."""
     for parent in dict.fromkeys([Path(), path.parent]):
-        if parent.is_dir():
+        if os.path.isdir(parent):
             yield from (str(file.parent) for file in sorted(parent.glob(f"*/{INDEX}")))
 
 

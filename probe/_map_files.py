@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import zipfile
 from contextlib import suppress
@@ -15,7 +16,8 @@ import zarr
 from probe import formats
 from probe._codecs import compressors
 from probe._files import check_free, written_whole
-from probe.errors import BadInput, StoreDamaged, WorkbenchError
+from probe._kinds import absent
+from probe.errors import StoreDamaged, WorkbenchError
 
 _AGAIN = "copy it again, or make it again from its runs"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes
@@ -50,8 +52,8 @@ def read_dataset(path: Path, kind: str) -> xr.Dataset:
     read.
     """
     words = kind.replace("_", " ")
-    if not path.exists():
-        raise BadInput(f"there is no {words} here", given=str(path))
+    if not os.path.exists(path):
+        raise absent(path, kind)
     try:
         store = (
             zarr.storage.ZipStore(path, mode="r") if path.is_file() else zarr.storage.LocalStore(path, read_only=True)
@@ -59,9 +61,9 @@ def read_dataset(path: Path, kind: str) -> xr.Dataset:
         try:
             root = zarr.open_group(store, mode="r", zarr_format=3)
             formats.check_header(dict(root.attrs), kind, path)
-            absent = [name for name, array in root.arrays() if _stored_chunks(path, name, array) != array.nchunks]
-            if absent:
-                raise StoreDamaged("chunks are missing", given=f"{path}: {', '.join(absent)}", fix=_AGAIN)
+            missing = [name for name, array in root.arrays() if _stored_chunks(path, name, array) != array.nchunks]
+            if missing:
+                raise StoreDamaged("chunks are missing", given=f"{path}: {', '.join(missing)}", fix=_AGAIN)
             with xr.open_dataset(store, engine="zarr", consolidated=False, cache=False, zarr_format=3) as ds:
                 return ds.load()
         finally:
@@ -87,7 +89,7 @@ def _stored_chunks(path: Path, name: str, array: Any) -> int:
 
 
 def _stored(path: Path, kind: str) -> tuple[str, Any] | None:
-    if not path.exists():
+    if not os.path.exists(path):  # also where such a path cannot be
         return None
     try:
         return _essence(read_dataset(path, kind))

@@ -5,9 +5,11 @@ The only module that knows both places.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from probe.errors import unknown_name
+from probe._kinds import to_make
+from probe.errors import UnknownName, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -28,15 +30,18 @@ def committed(path: str | Path, folder: str, what: str, file: str) -> Path:
 
     Raises `UnknownName` with the names that are there (folders with that ``file``) where there is none.
     """
-    given = Path(path)
-    if given.is_dir():
+    given, kind = Path(path), what.replace(" ", "_")
+    if os.path.isdir(given):
         return given
     ours = isinstance(path, str) and path.startswith("emoji/")
     home = data_dir() / folder if ours else given.parent
-    found = {entry.name: entry for entry in home.iterdir() if (entry / file).is_file()} if home.is_dir() else {}
+    found = {entry.name: entry for entry in home.iterdir() if (entry / file).is_file()} if os.path.isdir(home) else {}
     if ours and given.name in found and path == f"emoji/{given.name}":
         return found[given.name]
-    raise unknown_name(what, str(path), [f"emoji/{name}" if ours else str(found[name]) for name in found])
+    known = [f"emoji/{name}" if ours else str(found[name]) for name in found]
+    if not known:
+        raise UnknownName(f"unknown {what}", given=repr(str(path)), expected=f"a folder with {file}", fix=to_make(kind))
+    raise unknown_name(what, str(path), known)
 
 
 def finding(path: str) -> Path:

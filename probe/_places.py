@@ -105,7 +105,7 @@ class Folder:
 
     def exists(self) -> bool:
         """See `Place`."""
-        return self.path.exists()
+        return os.path.exists(self.path)
 
     def occupied(self) -> bool:
         """See `Place`."""

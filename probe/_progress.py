@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from probe.errors import interrupted, is_told
 from probe.protocols import Progress
 
 
@@ -27,19 +28,30 @@ class Advance:
 
 @contextmanager
 def progress_bar(progress: Progress, total: int, what: str, unit: str = "it") -> Iterator[Advance]:
-    """Yields ``advance(n)``. A bar goes to stderr (a widget in notebooks); a callable receives ``(done, total)``."""
-    if progress is True:
-        from tqdm.auto import tqdm
+    """Yields ``advance(n)``. A bar goes to stderr (a widget in notebooks); a callable receives ``(done, total)``.
 
-        with tqdm(total=total, desc=what, unit=unit) as bar:
-            yield Advance(bar.update, bar)
-        return
+    An interrupt gets a message of how far it came, unless it has one that says more.
+    """
     done = 0
 
-    def advance(n: int) -> None:
-        nonlocal done
-        done += n
-        if callable(progress):
-            progress(done, total)
+    def counted(step: Callable[[int], object]) -> Callable[[int], None]:
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            step(n)
 
-    yield Advance(advance)
+        return advance
+
+    try:
+        if progress is True:
+            from tqdm.auto import tqdm
+
+            with tqdm(total=total, desc=what, unit=unit) as bar:
+                yield Advance(counted(bar.update), bar)
+        else:
+            yield Advance(counted(lambda _: progress(done, total) if callable(progress) else None))
+    except KeyboardInterrupt as error:
+        if not is_told(error):
+            text = f"{what} interrupted after {done} of {total}; the model is as it was: you may start again"
+            interrupted(error, text)
+        raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +127,7 @@ def open_result(
     from filelock import FileLock, Timeout
 
     path = Path(out)
-    header = _read_header(path) if (path / "header.json").is_file() else None
+    header = _read_header(path) if os.path.isfile(path / "header.json") else None
     if header is None:
         if not _only_hidden(path):  # a lock, or a header that was never finished
             check_free(path, "result", ours=False, force=force)

@@ -57,6 +57,10 @@ class WorkbenchError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: the message. Scripts keep theirs."""
+        return [f"{type(self).__name__}: {self.message}"]
+
 
 class BadInput(WorkbenchError, ValueError):
     """An argument that cannot work, whatever the model."""
@@ -98,13 +102,28 @@ class MissingExtra(WorkbenchError, ImportError):
     """An optional dependency is absent; carries the pip command."""
 
 
+def interrupted(error: KeyboardInterrupt, message: str) -> None:
+    """Give Ctrl-C, or a kernel's interrupt, a message that a notebook shows in place of a traceback.
+
+    The exception itself is kept: Python gives the exit code of an interrupt to `KeyboardInterrupt` alone, not to what
+    inherits from it.
+    """
+    error.args = (message,)
+    error._render_traceback_ = lambda: [f"{type(error).__name__}: {message}"]  # type: ignore[attr-defined]
+
+
+def is_told(error: KeyboardInterrupt) -> bool:
+    """Whether an interrupt has its message already."""
+    return hasattr(error, "_render_traceback_")
+
+
 def nearest(name: str, known: Iterable[str], n: int = 3) -> tuple[str, ...]:
     """The known names closest in spelling to ``name``."""
     return tuple(difflib.get_close_matches(name, list(known), n=n, cutoff=0.4))
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+def unknown_name(kind: str, name: str, known: Iterable[str], fix: str | None = None) -> UnknownName:
     """The error for a name that is not among ``known``; short lists are shown whole."""
     known = sorted(known)
     expected = f"one of {', '.join(known)}" if len(known) <= 12 else f"one of {len(known)} names"
-    return UnknownName(f"unknown {kind}", given=repr(name), expected=expected, nearest=nearest(name, known))
+    return UnknownName(f"unknown {kind}", given=repr(name), expected=expected, nearest=nearest(name, known), fix=fix)

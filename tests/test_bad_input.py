@@ -136,7 +136,7 @@ QUOTED = SafetensorError("Error while serializing: I/O error: No space left on d
 
 def names() -> Iterator[Row]:
     error = "UnknownName"
-    yield Row("concept", RECORD.replace(" x ", " --concept churh "), error, nearest="church")
+    yield Row("concept", RECORD.replace(" x ", " --concept churh "), error, nearest="church", fix="probe concepts")
     yield Row("concept of a table", EVALUATE.replace("church", "churh"), error, nearest="church")
     yield Row("site", RECORD + " --sites fnn", error, ["'fnn'", "xattn.out"], nearest="ffn")
     yield Row("site in full", f"{RECORD} --sites {MID}.fnn", error, [f"'{MID}.fnn'"], nearest=f"{MID}.ffn")

@@ -547,6 +547,39 @@ def test_everything_on_a_command_line_is_explained(program: str) -> None:
             assert declared.help.partition("[default:")[0].strip(), f"{command.name} {parameter.name}: see _words.py"
 
 
+# --- Concepts ---------------------------------------------------------------------------------------------------------
+
+_CONCEPT = """
+name: yellow
+kind: style
+prompts: {explicit: [a yellow hat, yellow], paraphrased: [like the sun]}
+test: {explicit: [a yellow dog]}
+references: {paper: [a hat, red]}
+anchor: a colour
+neighbours: [red]
+"""
+
+
+def test_concepts_are_listed_and_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(_CONCEPT)
+    (tmp_path / "lists.yaml").write_text("colours: [yellow]")
+    found = document(capsys, "probe", "concepts", "--world", tmp_path)
+    sizes = {"prompts": {"explicit": 2, "paraphrased": 1}, "test": {"explicit": 1}}
+    assert found["concepts"] == [{"name": "yellow", "kind": "style", **sizes}]
+    assert found["lists"] == {"colours": ["yellow"]}
+    code, out, _ = call(capsys, "probe", "concepts", "--world", tmp_path)
+    assert code == 0
+    assert "explicit 2, paraphrased 1" in out
+    one = document(capsys, "probe", "concepts", "yellow", "--world", tmp_path)
+    assert one["prompts"]["explicit"] == ["a yellow hat", "yellow"]
+    assert (one["references"], one["anchor"], one["neighbours"]) == ({"paper": ["a hat", "red"]}, "a colour", ["red"])
+    _, out, _ = call(capsys, "probe", "concepts", "yellow", "--world", tmp_path)
+    assert "anchor: a colour" in out
+    code, _, err = call(capsys, "probe", "concepts", "yelow", "--world", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"nearest: yellow; fix: probe concepts --world {tmp_path}" in err
+
+
 # --- Erasers that learn -----------------------------------------------------------------------------------------------
 
 _FEW = ["--cached", "2", "--steps", "3", "--iterations", "2", "-q"]

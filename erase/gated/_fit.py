@@ -18,9 +18,10 @@ from erase.gated._phrases import Phrases, anchors_of, phrases_of
 from erase.gated._projections import Projections, encoded, projections_of
 from erase.gated._settings import Settings
 from erase.gated._stages import Stages
+from erase.learn._folder import NOTHING_KEPT
 from probe import Concept
 from probe._progress import progress_bar
-from probe.errors import BadInput
+from probe.errors import BadInput, interrupted
 from probe.protocols import Progress
 from probe.provenance import fingerprint, identity_id
 
@@ -68,12 +69,17 @@ def fitted(
     kept = Stages(training, _decides(pipe, method, options, inputs), force=force)
     started = time.perf_counter()
     learned, report = [], {}
-    with progress_bar(progress, settings.total * len(erased), method) as advance:
-        lessons = Lessons(pipe, pool, nearest)
-        for i, one in enumerate(phrases):
-            values, terms = _one_gate(i, lessons.of(one), projections, settings, kept, advance)
-            learned.append(values)
-            report[one.name] = terms
+    try:
+        with progress_bar(progress, settings.total * len(erased), method) as advance:
+            lessons = Lessons(pipe, pool, nearest)
+            for i, one in enumerate(phrases):
+                values, terms = _one_gate(i, lessons.of(one), projections, settings, kept, advance)
+                learned.append(values)
+                report[one.name] = terms
+    except KeyboardInterrupt as error:
+        stages = f"finished stages are kept at {training}; repeat the same call to go on"
+        interrupted(error, f"{method} interrupted: {NOTHING_KEPT if training is None else stages}")
+        raise
     seconds = round(time.perf_counter() - started, 2)
     return Fitted(projections, learned, options, _brief(inputs), {"concepts": report, "seconds": seconds})
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from erase import _in_force, losses
 from erase._concepts import preserved, prompts_of, surface_forms, without
 from erase._edit import Edit, make_edit
-from erase.learn._folder import Folder, training_alone
+from erase.learn._folder import NOTHING_KEPT, Folder, training_alone
 from erase.learn._points import At, Cached, Fresh, cached, check_source, given
 from erase.learn._schedule import Schedule
 from erase.learn._student import Student
@@ -24,7 +24,7 @@ from erase.learn._teacher import Teacher
 from erase.learn._texts import Texts
 from erase.learn._training import Loss, train
 from probe import Concept, Trajectory, guidance
-from probe.errors import BadInput
+from probe.errors import BadInput, interrupted
 from probe.protocols import Progress
 from probe.provenance import fingerprint
 
@@ -202,7 +202,11 @@ def learned(
                 force=force,
             )
         started = time.perf_counter()
-        curve = train(pipe, student, loss(), how, folder=folder, progress=progress, what=method)
+        try:
+            curve = train(pipe, student, loss(), how, folder=folder, progress=progress, what=method)
+        except KeyboardInterrupt as error:
+            interrupted(error, f"{method} interrupted: {NOTHING_KEPT if folder is None else folder.to_go_on()}")
+            raise
         seconds = time.perf_counter() - started
     return edit(how.iterations, {"losses": thinned(curve), "seconds": round(seconds, 2)})
 

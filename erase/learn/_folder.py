@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 KIND, HEADER = "training", "training.json"
 
+#: What is said of an interrupted training without a folder.
+NOTHING_KEPT = "nothing is kept; with training=FOLDER the same call goes on where it was cut off"
+
 
 class Moments(Protocol):
     """The optimiser's side of a training, as `Folder` keeps it."""
@@ -164,6 +167,10 @@ class Folder:
         kept = sorted(int(p.name) for p in (self.path / "checkpoints").glob("*") if p.name.isdigit())
         edit = f"; the newest edit is {self.checkpoint(kept[-1])}" if kept else ""
         return f"the last good state, after {done} iterations, is in {state}{edit}"
+
+    def to_go_on(self) -> str:
+        """What an interrupted training leaves, and what to do."""
+        return f"{self.last_good()}; repeat the same call to go on"
 
     def _save(self, leaves: Mapping[str, Tensor], moments: Moments, curve: list[dict[str, float]]) -> None:
         from safetensors.torch import save

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from erase import masks
 from erase._changes import Change, Delta, Mask
 from erase._edit import Edit, make_edit
 from erase.prune._keep import Keep
-from erase.prune._layers import Layer, layers_of, report, stream
+from erase.prune._layers import Layer, layers_of, map_of, report, stream
 from probe import NeuronMap
 from probe._options import validated
 from probe.errors import BadInput
@@ -24,7 +25,7 @@ from probe.errors import BadInput
 @validated
 def concept_prune(
     pipe: Any,
-    nm: NeuronMap | Sequence[NeuronMap],
+    nm: NeuronMap | str | Path | Sequence[NeuronMap | str | Path],
     *,
     skill_ratio: float = 0.01,
     window: tuple[float, float] | None = (999, 821),
@@ -55,8 +56,8 @@ def concept_prune(
     Args:
         pipe: the pipeline that the map was made on. It is read, not changed.
         nm: a map made by the score ``wanda``; whether it counted one branch or both, and means or sums, was decided
-            there (``branches``, ``normalise``). Its selection is not read. Of several maps, a concept each, the masks
-            are joined by OR.
+            there (``branches``, ``normalise``); or its path. Its selection is not read. Of several maps, a concept
+            each, the masks are joined by OR.
         skill_ratio: k in (0, 1]; the paper uses 0.01 to 0.02.
         window: steps that count, as (first, last) timesteps of the scheduler, both included; None means all. The
             default is what the paper's first 10 of 50 PNDM steps cover, and 5 of 30 DDIM steps.
@@ -82,7 +83,8 @@ def concept_prune(
     """
     _in_range(skill_ratio=(skill_ratio, 0 < skill_ratio <= 1, "in (0, 1]"), vote=(vote, 0 <= vote < 1, "in [0, 1)"))
     _in_range(margin=(margin, 0 <= margin < math.inf, ">= 0"), fill_std=(fill_std, 0 <= fill_std < math.inf, ">= 0"))
-    maps = [nm] if isinstance(nm, NeuronMap) else list(nm)
+    several = isinstance(nm, Iterable) and not isinstance(nm, str)
+    maps = [map_of(one) for one in (nm if several else [nm])]
     if not maps:
         raise BadInput("there is no neuron map to prune from", fix="give at least one")
     rule = Rule(skill_ratio, scope, margin, vote, reference_topk == "excluded", precision == "float16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,16 @@ class Layer:
     param: str
     weight: Tensor
     units: slice
+
+
+def map_of(nm: NeuronMap | str | Path) -> NeuronMap:
+    """A neuron map, or the one saved at a path. Raises `BadInput` for anything else, and as `NeuronMap.load`."""
+    if isinstance(nm, str | Path):
+        return NeuronMap.load(nm)
+    if not isinstance(nm, NeuronMap):
+        fix = "probe.score(target, reference) makes a map"
+        raise BadInput("this is no neuron map", given=type(nm).__name__, expected="a NeuronMap or its path", fix=fix)
+    return nm
 
 
 def layers_of(pipe: Any, nm: NeuronMap) -> list[Layer]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from erase._changes import Mask
 from erase._edit import Edit, make_edit
-from erase.prune._layers import layers_of, report
+from erase.prune._layers import layers_of, map_of, report
 from probe import NeuronMap
 from probe._options import validated
 from probe.errors import BadInput
@@ -17,7 +18,7 @@ from probe.errors import BadInput
 @validated
 def prune_neurons(
     pipe: Any,
-    nm: NeuronMap,
+    nm: NeuronMap | str | Path,
     *,
     over: Literal["any", "all", "vote"] = "any",
     mode: Literal["zero"] = "zero",
@@ -27,7 +28,7 @@ def prune_neurons(
 
     Args:
         pipe: the pipeline that the map was made on. It is read, not changed.
-        nm: a map with a selection, such as ``nm.select(top=50)``.
+        nm: a map with a selection, such as ``nm.select(top=50)``, or the path of one.
         over: how the selections of several windows are joined: any of them, all, or more than half.
         mode: ``"zero"``, the only one so far.
         name: ``prune_neurons`` by default.
@@ -35,6 +36,7 @@ def prune_neurons(
     The unit's activation itself cannot change at the same x_t: only what it passes on does. Raises `BadInput` for a map
     without a selection or with an empty one, `WrongModel` for a map of another model.
     """
+    nm = map_of(nm)
     chosen = torch.from_numpy(nm.selected(over))
     if not chosen.any():
         raise BadInput("the neuron map selects no unit", given=f"over={over!r}", fix="nm.select(top=50) first")

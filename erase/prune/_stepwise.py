@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from erase import masks
 from erase._places import locate
 from erase.prune._concept import Rule, masks_of, steps_in
+from erase.prune._layers import map_of
 from probe import NeuronMap, provenance
 from probe import _intervene as in_force
 from probe._options import validated
@@ -94,7 +96,7 @@ class StepwiseMasks:
 @validated
 def stepwise_masks(
     pipe: Any,
-    nm: NeuronMap,
+    nm: NeuronMap | str | Path,
     *,
     skill_ratio: float = 0.01,
     window: tuple[float, float] | None = None,
@@ -108,6 +110,7 @@ def stepwise_masks(
     All steps of the map count unless ``window`` says otherwise, as in the released diagnostic. Where a scheduler
     repeats a timestep, the first of its masks counts. Raises as `concept_prune`.
     """
+    nm = map_of(nm)
     resolved, steps = steps_in(nm, window, None)
     rule = Rule(skill_ratio, scope, margin)
     bits: dict[str, list[Tensor]] = {}

@@ -22,7 +22,9 @@ from probe._terminal._json import to_json
 from probe._terminal._options import ALWAYS, CONFIG, MODEL, OUT, Option
 from probe._terminal._signature import REQUIRED, Unread
 from probe._terminal._task import Task, read_config, refuse_unknown
-from probe.errors import BadInput, WorkbenchError
+from probe.errors import BadInput, WorkbenchError, is_told
+
+logger = logging.getLogger(__name__)
 
 OK, BUG, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -59,7 +61,12 @@ def command(
         def invoke(**values: Any) -> None:
             own_values = {p.name: values.pop(p.name) for p in own}
             task = _task(f"{app.info.name} {name}", options, shared, values)
-            function(task, **own_values)
+            try:
+                function(task, **own_values)
+            except KeyboardInterrupt as error:
+                if is_told(error):
+                    logger.warning("%s", error)
+                raise
 
         invoke.__doc__ = function.__doc__
         invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ from probe.attacks._search import Case, Search, case_rng, source_ids
 from probe.attacks._set import AttackSet, Log
 from probe.attacks._speaking import encoders, table_of, told
 from probe.attacks._vocabulary import Vocabulary, vocabulary
-from probe.errors import BadInput, unknown_name
+from probe.errors import BadInput, interrupted, unknown_name
 from probe.metrics import labels_of
 from probe.protocols import EditLike, Progress
 from probe.scores._judge import judge_of
@@ -149,11 +149,18 @@ def attack(
             search = Search(pipe, edit, chunk, detector, drawing, limits, log.add, advance, seed)
             try:
                 found.function(search, **resolved)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 search.close(finished=False)
+                interrupted(error, _kept_at(out, method))
                 raise
             search.close(finished=True)
     return AttackSet(log.made, [log.rows[case.row.key] for case in cases], log.tensors)
+
+
+def _kept_at(out: str | Path | None, method: str) -> str:
+    if out is None:
+        return f"{method} interrupted: nothing is kept; with out=FOLDER the same call goes on where it was cut off"
+    return f"{method} interrupted: what was found so far is kept at {out}; repeat the same call to go on"
 
 
 def expected(

@@ -10,6 +10,7 @@ import hashlib
 import html
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pandas as pd
 
 from probe import formats, provenance
 from probe._files import check_free, disk_errors, make_parent, written_whole
+from probe._kinds import absent
 from probe._paths import committed
 from probe.attacks._found import CARRIERS, Found
 from probe.errors import BadInput, StoreDamaged, unknown_name
@@ -132,7 +134,7 @@ class AttackSet:
         Raises `BadInput` where ``path`` holds another one (unless ``force``), or something else.
         """
         path = Path(path)
-        ours = (path / FILE).is_file()
+        ours = os.path.isfile(path / FILE)
         if ours and not force and _text(self) == (path / FILE).read_text(encoding="utf-8"):
             return path
         check_free(path, "attack set", ours=ours, force=force)
@@ -153,7 +155,7 @@ class AttackSet:
         folder = committed(path, "attacks", "attack set", FILE)
         made, rows = read_log(folder)
         if made is None:
-            raise BadInput("there is no attack set here", given=str(folder), expected=f"a folder with {FILE}")
+            raise absent(folder, "attack_set")
         return cls(made, rows, {row.tensors: read_tensors(folder, row.tensors) for row in rows if row.tensors})
 
     # --- how it shows itself ---

@@ -1,7 +1,7 @@
 """``probe`` on the command line. Each command is the public function's name with dashes."""
 
 from probe._terminal import leave, run
-from probe.cli import _attack, _demo, _evaluate, _info, _intervene, _plot, _record, _score, _zero_attention
+from probe.cli import _attack, _concepts, _demo, _evaluate, _info, _intervene, _plot, _record, _score, _zero_attention
 from probe.cli._app import app
 
 __all__ = ["app", "main"]
@@ -10,6 +10,7 @@ __all__ = ["app", "main"]
 _ORDER = (
     "demo",
     "info",
+    "concepts",
     "record",
     "trajectories",
     "verify",

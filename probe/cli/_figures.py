@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probe.cli._kinds import kind_at
+from probe._kinds import kind_at
 from probe.errors import BadInput, unknown_name
 
 if TYPE_CHECKING:

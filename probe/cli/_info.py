@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from probe._chunks import readable_size
+from probe._kinds import kind_at
 from probe._paths import finding
 from probe._terminal import Task, command
 from probe.cli._app import app
-from probe.cli._kinds import kind_at
 
 
 @command(app, "info", model=True)

@@ -41,6 +41,11 @@ class Selectivity:
         return [str(name) for name in self.dataset["concept"].values]
 
     @property
+    def samples(self) -> dict[str, int]:
+        """How many samples each concept has."""
+        return dict(zip(self.concepts, map(int, self.dataset["samples"].values), strict=True))
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """``identity``, ``info`` and ``id``."""
         found: dict[str, Any] = json.loads(self.dataset.attrs["provenance"])

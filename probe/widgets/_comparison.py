@@ -15,6 +15,8 @@ from probe.errors import BadInput, nearest
 from probe.protocols import EditLike
 from probe.provenance import lineage
 from probe.widgets._acting import Acting, Message
+from probe.widgets._drawing import check_pipe
+from probe.widgets._material import text, whole
 
 #: The first column: the pipeline as it was handed over.
 UNEDITED = "unedited"
@@ -63,11 +65,9 @@ class Comparison(Acting[Compared]):
     def draw(self, prompt: str, seed: int = 0) -> None:
         """Draw one prompt with every edit, each from the same noise. What is there already is moved to the front."""
         with self._acting():
-            text = prompt.strip()
-            if not text:
-                raise BadInput("there is no prompt", fix="type one")
-            found = next((row for row in self.state.rows if (row.prompt, row.seed) == (text, seed)), None)
-            row = found or self._drawn(text, seed)
+            typed, seed = text("prompt", prompt), whole("seed", seed)
+            found = next((row for row in self.state.rows if (row.prompt, row.seed) == (typed, seed)), None)
+            row = found or self._drawn(typed, seed)
             self._become(rows=(row, *(other for other in self.state.rows if other is not row)))
 
     def forget(self) -> None:
@@ -157,6 +157,7 @@ def compare(
     Shows itself in JupyterLab; `Comparison.to_html` writes it as one file that needs no kernel. Raises `BadInput` for
     no edits, two of one name, or what is no edit; `UnknownName` for a judge.
     """
+    check_pipe(pipe)
     if isinstance(judge, str):
         from probe.detect import detector
 

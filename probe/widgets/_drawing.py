@@ -18,7 +18,7 @@ from probe._intervention import intervention
 from probe._record import record
 from probe._recorded import recorded
 from probe._samples import samples
-from probe.errors import WrongModel
+from probe.errors import BadInput, WrongModel
 from probe.plots import maps_of_neuron
 from probe.provenance import fingerprint, lineage
 from probe.widgets._material import Side, provenance_of, reducer_of
@@ -35,6 +35,13 @@ class Maps:
     images: np.ndarray
     maps: np.ndarray
     rows: dict[str, np.ndarray]
+
+
+def check_pipe(pipe: Any) -> None:
+    """Raise `BadInput` unless ``pipe`` is a pipeline, and not its name."""
+    if not (hasattr(pipe, "unet") and callable(pipe)):
+        fix = f"probe.load({pipe!r})" if isinstance(pipe, str | Path) else 'probe.load("emoji")'
+        raise BadInput("this is no pipeline", given=repr(pipe)[:60], expected="what probe.load gives", fix=fix)
 
 
 def check_model(pipe: Any, side: Side) -> None:

@@ -15,15 +15,29 @@ from probe._axis import sites_of
 from probe._choosing import over_windows
 from probe._neuron_map import NeuronMap
 from probe._run import Run
-from probe.errors import BadInput, WorkbenchError, nearest
+from probe.errors import BadInput, UnknownName, WorkbenchError, nearest
 from probe.plots import layer_step_table, maps_of_neuron, neuron_examples, ranked_scores
 from probe.scores import Selectivity
 from probe.widgets import _drawing as drawing
 from probe.widgets._acting import Acting, Message
 from probe.widgets._examples import PER_ROW, Examples, rows_of
-from probe.widgets._material import Material, Side, material, place_of
+from probe.widgets._material import (
+    QUANTITIES,
+    Material,
+    Side,
+    material,
+    place_of,
+    positive,
+    reducer_of,
+    site_named,
+    text,
+    whole,
+)
 
 Neuron = tuple[str, int]
+
+#: What an explorer's selection can become.
+MODES = ("zero", "scale")
 
 _NO_PIPE = "needs the model: explore(..., pipe=probe.load(...))"
 
@@ -88,26 +102,28 @@ class Explorer(Acting[State]):
             self._become(method=name, window=None, site=None, prompt=None)
 
     def choose_cell(self, site: str | None = None, window: int | None = None) -> None:
-        """Rank the neurons of one site and window (position in the map); None means all."""
+        """Rank the neurons of one site (in full, or as figures write it) and window (position in the map).
+
+        None means all.
+        """
         with self._acting():
             nm = self.finding()
             names = [found.name for found in nm.sites]
-            if site is not None and site not in names:
-                raise BadInput("the map has no such site", given=site, nearest=nearest(site, names))
-            if window is not None and not 0 <= window < len(nm.windows):
+            if site is not None:
+                site = site_named(names, site)
+            if window is not None and not 0 <= whole("window", window) < len(nm.windows):
                 raise BadInput("the map has no such window", given=window, expected=f"0 to {len(nm.windows) - 1}")
             self._become(site=site, window=window, prompt=None)
 
     def choose_neuron(self, site: str, unit: int) -> None:
         """Look at one neuron."""
         with self._acting():
-            place_of(self.finding().dataset, site, unit)
-            self._become(neuron=(site, int(unit)))
+            self._become(neuron=self._named(site, unit))
 
     def choose_step(self, step: int | None) -> None:
         """Look at one step of the run, or at the mean over all of them (None)."""
         with self._acting():
-            if step is not None and not 0 <= step < len(self.timesteps()):
+            if step is not None and not 0 <= whole("step", step) < len(self.timesteps()):
                 raise BadInput("the run has no such step", given=step, expected=f"0 to {len(self.timesteps()) - 1}")
             self._become(step=step)
 
@@ -117,11 +133,9 @@ class Explorer(Acting[State]):
         A prompt of the run is looked up; any other is drawn, once, which needs the model.
         """
         with self._acting():
-            text = prompt.strip()
-            if not text:
-                raise BadInput("there is no prompt", fix="type one, such as one of the run's")
-            self._excess_on(text, seed)
-            self._become(prompt=text, seed=seed, site=None, window=None)
+            typed, seed = text("prompt", prompt), whole("seed", seed)
+            self._excess_on(typed, seed)
+            self._become(prompt=typed, seed=seed, site=None, window=None)
 
     def add(self, site: str | None = None, unit: int | None = None) -> None:
         """Put a neuron into the selection: the one that is looked at, if none is named."""
@@ -132,7 +146,7 @@ class Explorer(Acting[State]):
     def add_ranked(self, count: int) -> None:
         """Put the highest ``count`` neurons of the ranking into the selection."""
         with self._acting():
-            best = self.ranking(count)
+            best = self.ranking(positive("count", count))
             found = zip(best["site"], best["unit"].astype(int), strict=True)
             self._become(chosen=tuple(dict.fromkeys([*self.state.chosen, *found])))
 
@@ -150,7 +164,7 @@ class Explorer(Acting[State]):
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the selection as a neuron map, which every eraser that takes maps reads."""
         with self._acting():
-            if not str(path).strip():
+            if path is None or not str(path).strip():
                 raise BadInput("there is no file name", fix="church.zarr.zip, for example")
             nm = self.selection()
             nm.save(path, force=force)
@@ -164,21 +178,25 @@ class Explorer(Acting[State]):
         with self._acting():
             neuron = self._named(None, None)
             target, _ = self.material.sides(self.state.concept)
-            rows = rows_of(self.sides()[0], per_row)
+            rows = rows_of(self.sides()[0], positive("per_row", per_row))
             made = drawing.maps(self._pipe_for(target), target, rows, neuron, self._sampling())
             self._drawn[self.state.concept, neuron] = made
 
-    def intervene(
-        self, *, mode: Literal["zero", "mean", "scale"] = "zero", value: float | None = None, count: int = 4
-    ) -> None:
-        """Draw pictures with and without the selection (or the neuron looked at) silenced, or scaled by ``value``."""
+    def intervene(self, *, mode: Literal["zero", "scale"] = "zero", value: float | None = None, count: int = 4) -> None:
+        """Draw pictures with and without the selection (or the neuron looked at) silenced, or scaled by ``value``.
+
+        Other modes need a run to take values from: `probe.intervention` with ``explorer.selection()``.
+        """
         with self._acting():
+            if mode not in MODES:
+                fix = "probe.intervention(explorer.selection(), mode=..., source=RUN) has the others"
+                raise UnknownName("unknown mode", given=repr(mode), expected=f"one of {', '.join(MODES)}", fix=fix)
             chosen = self.state.chosen or (self._named(None, None),)
             units: dict[str, list[int]] = {}
             for site, unit in chosen:
                 units.setdefault(site, []).append(unit)
             target, _ = self.material.sides(self.state.concept)
-            table = target.table.iloc[self._highest(count)].reset_index(drop=True)
+            table = target.table.iloc[self._highest(positive("count", count))].reset_index(drop=True)
             pipe = self._pipe_for(target)
             pictures = drawing.before_after(pipe, table, units, self._sampling(), mode=mode, value=value)
             prompts = tuple(str(prompt) for prompt in table["prompt"])
@@ -223,6 +241,10 @@ class Explorer(Acting[State]):
         """(t,) of the concept's run."""
         target, _ = self.material.sides(self.state.concept)
         return np.asarray(target.ds["timestep"].values, np.float64)
+
+    def quantity(self) -> str:
+        """What the numbers of a neuron are, in words: what its run kept of activations."""
+        return QUANTITIES[reducer_of(self.material.sides(self.state.concept)[0].ds)]
 
     def curves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Timesteps (t,) and the neuron's activation (s t) on the concept's samples and on the reference's."""
@@ -332,8 +354,9 @@ class Explorer(Acting[State]):
 
     def _named(self, site: str | None, unit: int | None) -> Neuron:
         if site is not None and unit is not None:
-            place_of(self.finding().dataset, site, unit)
-            return site, int(unit)
+            nm = self.finding()
+            place_of(nm.dataset, site, unit)
+            return site_named([found.name for found in nm.sites], site), int(unit)
         if self.state.neuron is None:
             raise BadInput("no neuron is looked at", fix="click a cell of the heat map, then a neuron of the list")
         return self.state.neuron
@@ -416,4 +439,6 @@ def explore(
     there is nothing to explore, `WrongModel` for a map and a run of different models, and what opening a run or a map
     raises.
     """
+    if pipe is not None:
+        drawing.check_pipe(pipe)
     return Explorer(material(source, run, reference, selectivity), pipe)

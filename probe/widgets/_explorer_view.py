@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import WorkbenchError
 from probe.widgets import _html as html
 from probe.widgets import _panels as panels
+from probe.widgets._acting import Message
 from probe.widgets._explorer_page import ranked_by
 from probe.widgets._extras import grid_class, widgets
 
@@ -125,7 +127,7 @@ class View:
         self.concept.value = state.concept
         self.method.options = e.material.methods(state.concept)
         self.method.value = state.method
-        self.message.value = "" if state.message is None else html.said(state.message)
+        self.message.value = "" if state.message is None else html.said(_here(state.message))
         try:
             table, best = e.heat(), e.ranking(_LISTED)
         except WorkbenchError as error:
@@ -188,3 +190,8 @@ class View:
 
     def _picture(self, make: Callable[[Explorer], bytes], title: str) -> str:
         return html.picture(make(self.explorer), title)
+
+
+def _here(message: Message) -> Message:
+    """A message as these widgets can heed it: an option of a function is for a cell below them."""
+    return replace(message, text=message.text.replace("or force=True", "or in a cell save(..., force=True)"))

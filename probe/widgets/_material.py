@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,14 @@ import pandas as pd
 import xarray as xr
 
 from probe import _axis
+from probe._kinds import absent
 from probe._neuron_map import NeuronMap
+from probe._places import is_url
 from probe._recorded import SAMPLING
 from probe._run import Run, open_run
 from probe._samples import COLUMNS
-from probe.errors import BadInput, WorkbenchError, WrongModel, unknown_name
+from probe.errors import BadInput, UnknownName, WorkbenchError, WrongModel, nearest, unknown_name
+from probe.plots import short_site
 from probe.scores import Selectivity, score, selectivity
 
 #: Scores that an explorer can make from runs alone, with the options that keep it quick; pairs need a reference run.
@@ -26,6 +30,15 @@ PAIRED: dict[str, dict[str, Any]] = {**UNPAIRED, "contrast": {}, "linear": {}}
 
 #: The reducer that a score reads, where it is not absmean.
 _READS = {"wanda": "unit_norm"}
+
+#: The numbers a neuron may be shown by, the first that a run has: reducer -> in words, over the tokens of a picture.
+QUANTITIES = {
+    "absmean": "mean |activation| over the image",
+    "mean": "mean activation over the image",
+    "norm": "norm of activations over the image",
+    "unit_norm": "norm over the image of activations whose tokens have length 1",
+    "max": "largest activation in the image",
+}
 
 #: What stands for a run's samples that name no concept.
 UNNAMED = "concept"
@@ -241,7 +254,7 @@ def _map_at(item: Any) -> NeuronMap | None:
     try:
         return NeuronMap.load(item)
     except WorkbenchError:
-        if str(item).endswith(".zarr.zip"):
+        if str(item).endswith(".zarr.zip") or str(item).startswith("emoji/"):
             raise
         return None
 
@@ -261,12 +274,16 @@ def _run(run: Any) -> Run:
     if not isinstance(run, Run | str | Path):
         given = type(run).__name__
         raise BadInput("an explorer reads runs and neuron maps", given=given, expected="a path, a Run or a NeuronMap")
-    return run if isinstance(run, Run) else Run(run)
+    if isinstance(run, Run):
+        return run
+    if not is_url(run) and not os.path.exists(run):
+        raise absent(run, "run", "neuron_map")
+    return Run(run)
 
 
 def reducer_of(ds: xr.Dataset) -> str:
     """The number a neuron is shown by: absmean, or what the run has instead."""
-    found = [name for name in ("absmean", "mean", "norm", "unit_norm", "max") if name in ds]
+    found = [name for name in QUANTITIES if name in ds]
     if not found:
         fix = 'record with reduce=("unit_norm", "absmean")'
         raise BadInput("the run has no number a neuron", given=", ".join(map(str, ds.data_vars)), fix=fix)
@@ -279,16 +296,53 @@ def provenance_of(ds: xr.Dataset) -> dict[str, Any]:
     return found
 
 
+def site_named(names: Sequence[str], site: str) -> str:
+    """The full name of a site, given so or as figures write it (``up 0.1``).
+
+    Raises `UnknownName` with the short names there are, `BadInput` where several sites are written alike.
+    """
+    if site in names:
+        return site
+    found = [full for full in names if short_site(full) == site]
+    if len(found) > 1:
+        raise BadInput("several sites are written like this", given=site, expected="a full name", nearest=found)
+    if not found:
+        shorts = list(dict.fromkeys(map(short_site, names)))
+        close = nearest(str(site), [*shorts, *names])
+        raise UnknownName("unknown site", given=repr(site), expected=f"one of {', '.join(shorts)}", nearest=close)
+    return found[0]
+
+
 def place_of(ds: xr.Dataset, site: str, unit: int) -> int:
     """Where a neuron is on the axis of a run or map. Raises `UnknownName` or `BadInput`."""
     sites = _axis.sites_of(ds)
     names = [found.name for found in sites]
-    if site not in names:
-        raise unknown_name("site", site, names)
-    width = sites[names.index(site)].width
-    if not 0 <= unit < width:
+    place = names.index(site_named(names, site))
+    width = sites[place].width
+    if not 0 <= whole("unit", unit) < width:
         raise BadInput("a unit is outside its site", given=unit, expected=f"0 to {width - 1}")
-    return _axis.offsets(sites)[names.index(site)] + unit
+    return _axis.offsets(sites)[place] + int(unit)
+
+
+def whole(name: str, given: Any) -> int:
+    """A whole number. Raises `BadInput` for anything else."""
+    if isinstance(given, bool) or not isinstance(given, int | np.integer):
+        raise BadInput(f"{name} is a whole number", given=repr(given), fix=f"{name}=3, for example")
+    return int(given)
+
+
+def positive(name: str, given: Any) -> int:
+    """A whole number from 1 on. Raises `BadInput` for anything else."""
+    if whole(name, given) < 1:
+        raise BadInput(f"{name} is too small", given=given, expected="at least 1")
+    return int(given)
+
+
+def text(name: str, given: Any) -> str:
+    """A text without blanks around it. Raises `BadInput` where there is none."""
+    if not isinstance(given, str) or not given.strip():
+        raise BadInput(f"there is no {name}", given=None if isinstance(given, str) else repr(given), fix="type one")
+    return given.strip()
 
 
 def _column(ds: xr.Dataset, site: str, unit: int) -> np.ndarray:

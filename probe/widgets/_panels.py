@@ -36,8 +36,8 @@ def ranked(explorer: Explorer) -> bytes:
 def histogram(explorer: Explorer) -> bytes:
     """The neuron on samples of the concept and of the reference."""
     target, reference = explorer.sides()
-    label = "activation, mean over all steps" if explorer.state.step is None else f"activation at {_when(explorer)}"
-    return png(plot_activations(target, reference, names=(explorer.state.concept, "reference"), label=label))
+    names = (explorer.state.concept, "reference")
+    return png(plot_activations(target, reference, names=names, label=_number(explorer)))
 
 
 def curves(explorer: Explorer) -> bytes:
@@ -60,7 +60,7 @@ def curves(explorer: Explorer) -> bytes:
     ax.set_xticks(places[::every], [f"{t:g}" for t in times[::every]])
     quiet(ax, grid=True)
     ax.set_xlabel("timestep (noise → image)", fontsize=SMALL + 1)
-    ax.set_ylabel("activation, mean and middle half", fontsize=SMALL + 1)
+    ax.set_ylabel(f"{explorer.quantity()}\nmean and middle half of samples", fontsize=SMALL + 1)
     ax.legend(fontsize=SMALL, frameon=False)
     return png(ax)
 
@@ -71,24 +71,25 @@ def examples(explorer: Explorer) -> bytes:
         found = explorer.stored_maps()
     except BadInput:
         found = explorer.examples()
-    drawn = plot_neuron_examples(
-        found.images, found.activation, maps=found.maps, rows=found.rows, title=_title(explorer)
-    )
-    return png(drawn)
+    title = f"number under each picture: {_number(explorer)}"
+    return png(plot_neuron_examples(found.images, found.activation, maps=found.maps, rows=found.rows, title=title))
 
 
 def selective(explorer: Explorer, *, most: int = 12) -> bytes:
-    """What else the neuron is for: its AUROC by concept."""
+    """What else the neuron is for: its AUROC by concept, each with the number of its pictures."""
     row = explorer.selectivity().dropna().head(most)[::-1]
+    counts = explorer.material.selectivity(explorer.state.concept).samples
     ax = new_axes(None, (6.4, 0.9 + 0.22 * len(row)))
     own = [BLUE if name == explorer.state.concept else "#9A9A9A" for name in row.index]
     ax.barh(range(len(row)), row.to_numpy() - 0.5, left=0.5, color=own, height=0.7)
-    names = [f"{name} ◂" if name == explorer.state.concept else str(name) for name in row.index]
+    marks = {explorer.state.concept: " ◂"}
+    names = [f"{name}, n = {counts[name]}{marks.get(name, '')}" for name in row.index]
     ax.set_yticks(range(len(row)), names)
     ax.axvline(0.5, color="#000000", linewidth=0.8)
     ax.set_xlim(0, 1)
     quiet(ax)
-    ax.set_xlabel("AUROC against all other samples (0.5: says nothing)", fontsize=SMALL + 1)
+    label = "AUROC against all other samples (0.5: says nothing)\nn: pictures of the concept; no intervals are computed"
+    ax.set_xlabel(label, fontsize=SMALL + 1)
     return png(ax)
 
 
@@ -100,8 +101,10 @@ def intervened(explorer: Explorer) -> bytes:
     return png(plot_before_after(state.pictures, state.pictured, title="same prompts and seeds"))
 
 
-def _title(explorer: Explorer) -> str | None:
-    return None if explorer.state.step is None else f"at {_when(explorer)}"
+def _number(explorer: Explorer) -> str:
+    """What the neuron's numbers are, and when."""
+    when = "mean over all steps" if explorer.state.step is None else _when(explorer)
+    return f"{explorer.quantity()}, {when}"
 
 
 def _when(explorer: Explorer) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +22,22 @@ _CALLED = {
     "prompts": "prompts of the split",
     "test": "test prompts of the split",
     "references": "references of the form",
+}
+
+
+_LISTED = ("members", "surface_forms", "neighbours")
+
+_NAME = re.compile(r"^name:.*$", re.MULTILINE)
+
+# What is said of a key that is missing or cannot be read.
+_EXAMPLES = {
+    **dict.fromkeys(_CALLED, "{explicit: [a church, the church]}"),
+    **dict.fromkeys(_LISTED, "[church, chapel]"),
+    "references": "{neighbour: [a castle, the castle]}",
+    "name": "church",
+    "kind": f"one of {', '.join(KINDS)}",
+    "anchor": "a building",
+    "detector": "emoji_cnn:object/church",
 }
 
 
@@ -100,23 +117,63 @@ class Concept:
     def from_yaml(cls, path: str | Path) -> Concept:
         """Read one concept; unknown keys are refused with the nearest known one."""
         path = Path(path)
-        try:
-            data = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a safe loader, in C
-        except yaml.YAMLError as e:
-            raise BadInput(f"{path.name} is not YAML", given=str(e).splitlines()[0]) from e
+        data = read_mapping(path)
         known = {f.name for f in fields(cls)}
-        if not isinstance(data, dict) or not {"name", "kind", "prompts"} <= set(data):
-            raise BadInput(f"{path.name} is no concept", expected="a mapping with at least name, kind, prompts")
         for key in data:
             if key not in known:
-                raise BadInput(f"{path.name}: unknown key", given=key, nearest=nearest(key, known))
+                raise BadInput(f"{path.name}: unknown key", given=key, nearest=nearest(str(key), known))
+        if missing := [key for key in ("name", "kind", "prompts") if key not in data]:
+            fix = f"add {missing[0]}: {_EXAMPLES[missing[0]]}"
+            raise BadInput(f"{path.name} is no concept", given=f"without {', '.join(missing)}", fix=fix)
+        for key, value in data.items():
+            if not _fits(key, value):
+                fix = f"{key}: {_EXAMPLES[key]}"
+                raise BadInput(f"{path.name}: {key} cannot be read", given=repr(value)[:60], fix=fix)
         return cls(**data)
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the concept; reading it back gives an equal one."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {k: _plain(v) for k, v in plain.items() if v not in (None, "", ())}
-        Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=200))
+        Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=200), encoding="utf-8")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `BadInput` naming the line at which it is no YAML."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader, in C
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f"line {mark.line + 1}: "
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadInput(f"{path.name} is not YAML", given=f"{line}{reason}", fix="quote texts with : or {") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path.name} is not UTF-8", given=str(error), fix="save it as UTF-8") from error
+    if not isinstance(data, dict):
+        given = type(data).__name__
+        raise BadInput(f"{path.name} is no mapping", given=given, expected="lines of key: value")
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def name_in(path: Path) -> str:
+    """The ``name`` in a concept's file, of which no more is read; the file's own name where that has none."""
+    try:
+        line = _NAME.search(path.read_text(encoding="utf-8"))
+        name = yaml.load(line[0], _Loader)["name"] if line else None  # noqa: S506 - a safe loader, in C
+    except (yaml.YAMLError, UnicodeDecodeError):
+        name = None
+    return name if isinstance(name, str) else path.stem.replace("_", " ")
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value is of the kind that its key has."""
+    if key in _CALLED:
+        return isinstance(value, Mapping) and all(map(_texts, value.values()))
+    return _texts(value) if key in _LISTED else isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
 
 
 def _plain(value: Any) -> Any:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from erase import _saving, load_edit
-from erase._stack import stack
-from probe import _paths
+from erase import _saving, load_edit, prune_neurons, scaled, stack, truncated, uce
+from probe import _paths, compat, load
 from probe.errors import BadInput, StoreDamaged, UnknownName, WorkbenchError, WrongModel
 from probe.testing import tiny_pipeline
+from tests.erase.prune.maps import EARLY, norms, wanda_map
 from tests.erase.snapshots import (
     FF,
     FF_DOWN,
@@ -207,6 +207,29 @@ def test_user_text_stays_text_in_the_card(pipe, tmp_path):
     assert "# &lt;script> # no heading 'code'" in card.splitlines()
 
 
+def test_the_card_names_the_concept_and_the_model(tmp_path):
+    compat.save_pipeline(tiny_pipeline(), tmp_path / "small")
+    pipe = load(tmp_path / "small")
+    ours = uce(pipe, ["a church", "a hut"], preserve=["a tree"], collapse=float("inf"))
+    half, together = scaled(ours, 0.5), stack(ours, edit_of(pipe, random_mask(pipe, FF)))
+    for edit in (ours, truncated(ours, 1), half, together):
+        again = load_edit(edit.save_pretrained(tmp_path / edit.id))
+        assert (again.concepts, again.model) == (["a church", "a hut"], "small")
+        card = (tmp_path / edit.id / "README.md").read_text()
+        assert "- erases: a church, a hut" in card
+        assert "- model: small (architecture of unet " in card
+        assert 'probe.load("small")' in card
+        assert "a church, a hut" in again._repr_html_()
+        assert "small (architecture" in again._repr_html_()
+
+
+def test_an_edit_of_a_map_names_the_map(pipe, tmp_path):
+    nm = wanda_map(pipe, *norms(pipe, 1), EARLY[:1]).select(top=5)
+    card = (prune_neurons(pipe, nm).save_pretrained(tmp_path / "edit") / "README.md").read_text()
+    assert f"- erases: what neuron map {nm.id} finds" in card
+    assert "- model: unnamed (architecture of unet " in card
+
+
 FORMATS = Path(__file__).resolve().parents[1] / "formats"
 
 
@@ -221,3 +244,13 @@ def test_edits_of_layout_1_are_read():
         ("delta", "unet.conv_out.weight"),
     ]
     assert [name for _, name in edit.parts] == ["every kind", "more"]
+
+
+def test_an_edit_that_is_not_there_says_how_edits_are_made(edit, tmp_path):
+    with pytest.raises(UnknownName, match=r"a folder with edit.json; fix: .*erase concept-prune"):
+        load_edit(tmp_path / "edit")
+    for name in ("x" * 300, "x" * 300 + "/edit"):
+        with pytest.raises(UnknownName):
+            load_edit(tmp_path / name)
+        with pytest.raises(BadInput, match="no such path"):
+            edit.save_pretrained(tmp_path / name)

@@ -122,7 +122,7 @@ def test_the_pipeline_is_left_as_it_was(pipe, tmp_path):
 def test_a_killed_evaluation_goes_on_to_the_same_table(pipe, tmp_path, drawn):
     whole = run(pipe, tmp_path / "whole", batch_size=4)
     total = drawn()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"what is done is kept at .*killed; repeat the same call"):
         run(pipe, tmp_path / "killed", judge=Colours(fail_after=8), batch_size=4)
     kept = len(read_rows(tmp_path / "killed"))
     assert 0 < kept < total

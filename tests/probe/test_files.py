@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,16 @@ def test_headers():
         formats.check_header(formats.header("run") | {"layout_version": 99}, "run", "x")
     with pytest.raises(UnknownName, match="neuron_map"):
         formats.header("neuron_maps")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/file", "x" * 250, "a\0b"])
+def test_a_name_that_no_disk_takes_is_the_users_to_change(tmp_path, name):
+    with pytest.raises(BadInput, match=r"no such path.*choose another path"), written_whole(tmp_path / name):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which nobody can make one")
+def test_a_folder_that_nobody_can_make_is_said():
+    with pytest.raises(BadInput, match="no folder can be made there"), written_whole("/proc/absent/file"):
+        pass

@@ -53,7 +53,14 @@ def test_concepts_are_frozen() -> None:
     [
         ("name: a\nkind: thing\nprompts: {}\n", "unknown kind"),
         ("name: a\nkind: object\nprompts: {}\nneighbors: [b]\n", "neighbours"),
-        ("name: a\nkind: object\n", "no concept"),
+        ("name: a\nkind: object\n", "no concept; given: without prompts; fix: add prompts: {explicit:"),
+        ("name: a\nprompts: {}\n", "no concept; given: without kind; fix: add kind: one of object"),
+        ("name: a\nkind: object\nprompts: [x, y]\n", "prompts cannot be read.*fix: prompts: {explicit:"),
+        ("name: a\nkind: object\nprompts: {explicit: x}\n", "prompts cannot be read"),
+        ("name: a\nkind: object\nprompts: {}\nmembers: x\n", "members cannot be read"),
+        ("name: a\nkind: object\nprompts: {}\nneighbours: [on, 3]\n", "neighbours cannot be read"),
+        ("- name: a\n", "no mapping; given: list"),
+        ("name: a\nkind: object\nprompts:\n  explicit: [a: b: c\n", r"not YAML; given: line \d"),
         ("name: a\nkind: object\nprompts: {explicit: [x]}\ntest: {explicit: [x]}\n", "both fitted and reported"),
         ("name: a\nkind: object\nprompts: {explicit: [x]}\nreferences: {neighbour: []}\n", "must pair"),
         ("name: [a\n", "not YAML"),
@@ -89,3 +96,26 @@ def test_a_world_says_what_it_holds_without_reading(tmp_path: Path) -> None:
 def test_a_folder_without_concepts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no concepts"):
         probe.concepts(tmp_path)
+
+
+def test_a_concept_is_known_by_the_name_in_its_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: yellow\nkind: style\nprompts: {explicit: [x]}\n")
+    (tmp_path / "d.yml").write_text("kind: style\nname: 'dark blue' # quoted\nprompts: {explicit: [y]}\n")
+    (tmp_path / "lists.yml").write_text("colours: [yellow, dark blue]\n")
+    world = probe.concepts(tmp_path)
+    assert list(world) == ["yellow", "dark blue"]
+    assert [world[name].name for name in world] == ["yellow", "dark blue"]
+    assert world.lists == {"colours": ("yellow", "dark blue")}
+    with pytest.raises(UnknownName, match=rf"one of dark blue, yellow.*fix: probe concepts --world {tmp_path}"):
+        world["c"]
+    (tmp_path / "e.yml").write_text("name: yellow\n")
+    with pytest.raises(BadInput, match=r"two files are of one concept.*c.yaml and e.yml"):
+        probe.concepts(tmp_path)
+
+
+@pytest.mark.embedded
+def test_every_concept_of_the_embedded_world_is_known_by_its_own_name() -> None:
+    world = probe.concepts()
+    assert [concept.name for concept in world.values()] == list(world)
+    with pytest.raises(UnknownName, match="fix: probe concepts lists them"):
+        world["churh"]

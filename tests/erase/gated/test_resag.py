@@ -264,7 +264,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_bit(pipe, tmp_path):
             raise KeyboardInterrupt
 
     options = {**QUICK, "training": tmp_path / "t"}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"finished stages are kept at .*; repeat the same call"):
         erase.resag(pipe, ["church", "castle"], **{**options, "progress": stop})
     assert 1 <= len([p for p in (tmp_path / "t").iterdir() if p.is_dir()]) < 4
     seen = []

@@ -112,7 +112,7 @@ def test_resume_equals_an_uninterrupted_training(pipe, tmp_path, method, monkeyp
         if done == 5:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted: the last good state, after 4 .*; repeat the same call"):
         function(
             pipe,
             "church",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import probe
-from erase import prune_neurons
+from erase import concept_prune, prune_neurons
 from probe.errors import BadInput, UnknownName, WrongModel
 from probe.testing import tiny_pipeline
 from tests.erase.prune.maps import EARLY, norms, wanda_map
@@ -84,3 +84,16 @@ def test_bad_input(pipe):
     outputs = wanda_map(pipe, *norms(pipe, 1, sites="xattn.out"), [0], sites="xattn.out").select(top=3)
     with pytest.raises(BadInput, match="enter a Linear"):
         prune_neurons(pipe, outputs)
+
+
+def test_maps_may_be_given_as_paths(pipe, tmp_path):
+    nm = wanda_map(pipe, *norms(pipe, 3), EARLY[:3]).select(top=7)
+    nm.save(tmp_path / "map.zarr.zip")
+    for eraser, options in ((prune_neurons, {}), (concept_prune, {"skill_ratio": 0.1, "window": None})):
+        by_hand = eraser(pipe, nm, **options)
+        for path in (tmp_path / "map.zarr.zip", str(tmp_path / "map.zarr.zip")):
+            assert eraser(pipe, path, **options).id == by_hand.id
+        with pytest.raises(BadInput, match=r"no neuron map here.*nearest: .*map.zarr.zip"):
+            eraser(pipe, tmp_path / "mpa.zarr.zip", **options)
+        with pytest.raises(BadInput, match="this is no neuron map"):
+            eraser(pipe, 3, **options)

@@ -126,7 +126,7 @@ def test_it_goes_on_where_it_was_and_keeps_the_best_so_far(pipe, tmp_path):
     stop, calm = Stop(), Told()
     stop.id = calm.id = "judge"
     whole = attacked(pipe, "random", judge=calm, images=3)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"found so far is kept at .*; repeat the same call"):
         attacked(pipe, "random", judge=stop, images=3, out=tmp_path / "set")
     kept = AttackSet.load(tmp_path / "set")
     assert [row.finished for row in kept] == [False, False]

@@ -134,3 +134,14 @@ def test_page_and_view(pipe, edit, tmp_path) -> None:
     view.draw.click()
     assert "no prompt" in view.message.value
     assert {"text/html", "application/vnd.jupyter.widget-view+json"} <= set(c._repr_mimebundle_())
+
+
+def test_what_cannot_be_drawn_is_said_at_once(pipe, edit) -> None:
+    with pytest.raises(BadInput, match="no pipeline"):
+        compare(None, edit)
+    c = compare(pipe, edit, steps=1)
+    c.draw(None)
+    assert "no prompt" in c.state.message.text
+    c.draw("a church", seed="a")
+    assert "seed is a whole number" in c.state.message.text
+    assert not c.state.rows

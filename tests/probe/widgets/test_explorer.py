@@ -419,3 +419,78 @@ def test_given_selectivity_is_used() -> None:
     e = explore(ds, selectivity=table)
     e.choose_neuron(HERE, 1)
     assert e.selectivity().equals(table.neuron(HERE, 1))
+
+
+# --- what may be given, and what is said otherwise ---
+
+
+def test_sites_may_be_named_as_figures_write_them(planted) -> None:
+    nm = probe.NeuronMap.load("emoji/church-auroc")
+    e = explore(nm)
+    full = next(site.name for site in nm.sites if "up_blocks.0.attentions.1" in site.name)
+    e.choose_cell("up 0.1", 0)
+    assert (e.state.site, e.state.message) == (full, None)
+    e.choose_neuron("up 0.1", 3)
+    assert e.state.neuron == (full, 3)
+    e.add("up 0.1", 4)
+    assert e.state.chosen == ((full, 4),)
+    e.choose_cell("up 0.7")
+    assert "nearest: up 0.1" in e.state.message.text
+    assert "mid 0" in e.state.message.text
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda e: e.add_ranked(-3), "count is too small"),
+        (lambda e: e.add_ranked(2.5), "count is a whole number"),
+        (lambda e: e.search(None), "there is no prompt"),
+        (lambda e: e.search("a church", seed="a"), "seed is a whole number"),
+        (lambda e: e.choose_neuron("mid 0", "3"), "unit is a whole number"),
+        (lambda e: e.choose_cell("mid 0", "a"), "window is a whole number"),
+        (lambda e: e.choose_step("a"), "step is a whole number"),
+        (lambda e: e.intervene(mode="mean"), "one of zero, scale"),
+        (lambda e: e.save(None), "no file name"),
+        (lambda e: e.save("x" * 300), "no such path"),
+    ],
+)
+def test_what_cannot_be_given_is_a_message(planted, tmp_path, monkeypatch, act, says) -> None:
+    monkeypatch.chdir(tmp_path)
+    e = explore(planted.target, reference=planted.reference)
+    e.add_ranked(2)
+    before = e.state
+    act(e)
+    assert says in e.state.message.text
+    assert e.state.chosen == before.chosen
+
+
+def test_what_is_near_is_named_where_there_is_no_run_or_map(planted, tmp_path) -> None:
+    nm = score(planted.target, planted.reference, method="auroc", intervals=0)
+    nm.save(tmp_path / "church.zarr.zip")
+    with pytest.raises(BadInput, match=r"no run or neuron map here.*nearest: .*church.zarr.zip; fix: .*probe record"):
+        explore(tmp_path / "churches")
+    with pytest.raises(WorkbenchError, match="nearest: emoji/church-auroc"):
+        explore("emoji/church-aurok")
+    with pytest.raises(BadInput, match=r"no pipeline.*probe.load\('emoji'\)"):
+        explore(nm, "emoji")
+
+
+def test_figures_say_what_their_numbers_are(monkeypatch, drawn) -> None:
+    from matplotlib import pyplot
+
+    from probe.widgets import _panels as panels
+
+    monkeypatch.setattr(panels, "png", lambda ax: ax)
+    e = explore(several())
+    e.choose_neuron(HERE, 0)
+    assert panels.histogram(e).get_xlabel() == "mean |activation| over the image, mean over all steps"
+    assert panels.curves(e).get_ylabel().startswith("mean |activation| over the image")
+    ax = panels.selective(e)
+    assert ax.get_yticklabels()[-1].get_text() == "church, n = 12 ◂"
+    assert "no intervals" in ax.get_xlabel()
+    e = explore(drawn[1])
+    e.choose_neuron("mid 0", 0)
+    e.choose_step(0)
+    said = f"under each picture: mean |activation| over the image, timestep {e.timesteps()[0]:g}"
+    assert panels.examples(e).get_title(loc="left").endswith(said)
+    pyplot.close("all")

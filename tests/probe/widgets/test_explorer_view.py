@@ -109,3 +109,13 @@ def test_without_the_extra_there_is_still_the_page(monkeypatch) -> None:
     assert "application/vnd.jupyter.widget-view+json" not in bundle
     assert "pip install" in bundle["text/html"]
     assert "data:image/png" in bundle["text/html"]
+
+
+def test_what_the_file_box_cannot_do_is_said_as_code(view, tmp_path) -> None:
+    view.neurons.value = (HERE, 1)
+    view.add.click()
+    view.path.value = str(tmp_path / "m.zarr.zip")
+    view.save.click()
+    view.explorer.add(HERE, 2)
+    view.save.click()
+    assert "choose another path, or in a cell save(..., force=True)" in view.message.value
