@@ -43,12 +43,10 @@ def stack(*edits: Edit, name: str | None = None) -> Edit:
     }
     changes = _joined([change for edit in edits for change in edit.changes])
     report = {"parts": {edit.name: edit.report for edit in edits}}
-    together = {
-        "model": next((edit.model for edit in edits if edit.model), None),
-        "concepts": list(dict.fromkeys(concept for edit in edits for concept in edit.concepts)),
-    }
+    model = next((edit.model for edit in edits if edit.model), None)
+    concepts = list(dict.fromkeys(concept for edit in edits for concept in edit.concepts))
     name = name or "+".join(edit.name for edit in edits)
-    return assemble(name, changes, identity, report=report, parts=parts, **together)
+    return assemble(name, changes, identity, report=report, parts=parts, model=model, concepts=concepts)
 
 
 def _joined(changes: Sequence[Change]) -> list[Change]:

@@ -83,8 +83,8 @@ def concept_prune(
     """
     _in_range(skill_ratio=(skill_ratio, 0 < skill_ratio <= 1, "in (0, 1]"), vote=(vote, 0 <= vote < 1, "in [0, 1)"))
     _in_range(margin=(margin, 0 <= margin < math.inf, ">= 0"), fill_std=(fill_std, 0 <= fill_std < math.inf, ">= 0"))
-    several = isinstance(nm, Iterable) and not isinstance(nm, str)
-    maps = [map_of(one) for one in (nm if several else [nm])]
+    several: Iterable[Any] = nm if isinstance(nm, Iterable) and not isinstance(nm, str) else [nm]
+    maps = [map_of(one) for one in several]
     if not maps:
         raise BadInput("there is no neuron map to prune from", fix="give at least one")
     rule = Rule(skill_ratio, scope, margin, vote, reference_topk == "excluded", precision == "float16")

@@ -28,7 +28,7 @@ class Layer:
     units: slice
 
 
-def map_of(nm: NeuronMap | str | Path) -> NeuronMap:
+def map_of(nm: Any) -> NeuronMap:
     """A neuron map, or the one saved at a path. Raises `BadInput` for anything else, and as `NeuronMap.load`."""
     if isinstance(nm, str | Path):
         return NeuronMap.load(nm)
