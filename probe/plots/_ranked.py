@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 #: What a score counts, by the method of its map; others say no more than their name.
-_UNITS = {"contrast": "standard deviations", "auroc": "AUROC", "wanda": "difference of norms x outgoing weights"}
+_UNITS = {"contrast": "standard deviations", "auroc": "AUROC"}
 
 
 def ranked_scores(findings: Any, *, over: str = "mean", variable: str = "score") -> pd.DataFrame:
