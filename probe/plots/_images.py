@@ -54,9 +54,9 @@ def plot_before_after(
     across, down = 1 + _GAP, aspect + _GAP
     n_columns, n_rows = len(prompts), len(pictures)
     runs = _runs(prompts)
-    titles = [textwrap.wrap(prompts[start], max(12, int(14 * (stop - start)))) or [""] for start, stop in runs]
-    lines = min(max(map(len, titles)), 4)
     inch = 1.0 if n_columns <= 10 else 10.0 / n_columns
+    titles = [_wrapped(prompts[start], max(12, int(14 * inch * (stop - start)))) for start, stop in runs]
+    lines = max(map(len, titles))
     label_room = 0.09 * max(len(name) for name in pictures) + 0.1
     size = (
         inch * n_columns * across + label_room,
@@ -75,9 +75,8 @@ def plot_before_after(
         ax.text(-0.08, bottom + aspect / 2, name, ha="right", va="center", fontsize=SMALL + 1)
     top = n_rows * down - _GAP
     for (start, stop), text in zip(runs, titles, strict=True):
-        kept = text if len(text) <= lines else [*text[: lines - 1], text[lines - 1] + " …"]
         centre = (start * across + (stop - 1) * across + 1) / 2
-        ax.text(centre, top + 0.06, "\n".join(kept), ha="center", va="bottom", fontsize=SMALL, linespacing=1.05)
+        ax.text(centre, top + 0.06, "\n".join(text), ha="center", va="bottom", fontsize=SMALL, linespacing=1.05)
     if shown is not None:
         ax.add_patch(Rectangle((0, -0.26), 0.13, 0.13, fill=False, edgecolor=VERMILION, linewidth=1.8, clip_on=False))
         ax.text(0.2, -0.195, shown_label, ha="left", va="center", fontsize=SMALL)
@@ -88,6 +87,11 @@ def plot_before_after(
     if title:
         ax.set_title(title, fontsize=SMALL + 3, loc="left", pad=12 + 8.5 * lines)
     return ax
+
+
+def _wrapped(prompt: str, width: int) -> list[str]:
+    """At most five lines of so many characters; what is left over gives way to an ellipsis."""
+    return textwrap.wrap(prompt, width, max_lines=5, placeholder=" …") or [""]
 
 
 def _runs(prompts: Sequence[str]) -> list[tuple[int, int]]:

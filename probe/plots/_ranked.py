@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+#: What a score counts, by the method of its map; others say no more than their name.
+_UNITS = {"contrast": "standard deviations", "auroc": "AUROC"}
+
+
 def ranked_scores(findings: Any, *, over: str = "mean", variable: str = "score") -> pd.DataFrame:
     """One row a measured neuron, highest score first; equal scores in the order of the neuron axis.
 
@@ -114,19 +118,20 @@ def plot_ranked_scores(
     if (score < 0).any():
         ax.axhline(0, color="#000000", linewidth=0.6)
     ax.set_xlabel(f"rank of the neuron (of {total:,})", fontsize=SMALL + 1)
-    ax.set_ylabel(variable, fontsize=SMALL + 1)
+    unit = _UNITS.get(_method_of(findings)) if variable == "score" else None
+    ax.set_ylabel(f"{variable} ({unit})" if unit else variable, fontsize=SMALL + 1)
 
     above = ax.inset_axes((0, 1.07, 1, 0.42), sharex=ax)
     above.plot(rank, 100 * frame["mass"], color=GREY, linewidth=1.4)
     quiet(above, grid=True)
     above.set_ylim(0, 104)
     above.tick_params(labelbottom=False)
-    above.set_ylabel("cumulative\nmass, %", fontsize=SMALL)
+    above.set_ylabel("share of all\nscore, %", fontsize=SMALL)
     if cut is not None:
         for part in (ax, above):
             part.axvline(cut + 0.5, color=VERMILION, linewidth=1.0, linestyle="--")
         share = float(frame["mass"].iloc[cut - 1])
-        said = f"first {cut}: {100 * share:.3g} % of the mass" if np.isfinite(share) else f"first {cut}"
+        said = f"first {cut}: {100 * share:.3g} % of all score" if np.isfinite(share) else f"first {cut}"
         left = np.log(cut + 0.5) > 0.6 * np.log(total)
         ax.annotate(
             said, (cut + 0.5, 0.95), (-5 if left else 5, 0), xycoords=("data", "axes fraction"),
@@ -142,3 +147,9 @@ def plot_ranked_scores(
     if title:
         above.set_title(title, fontsize=SMALL + 3, loc="left")
     return ax
+
+
+def _method_of(findings: Any) -> str:
+    """The score that made a map; empty for bare numbers."""
+    provenance = getattr(findings, "provenance", {})
+    return str(provenance.get("identity", {}).get("method", ""))

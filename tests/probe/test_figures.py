@@ -27,10 +27,10 @@ def _no_screen_and_no_leaks():
     assert not changed, "a plot changed global settings"
 
 
-def made_map(scores: np.ndarray, *widths: int) -> NeuronMap:
+def made_map(scores: np.ndarray, *widths: int, method: str = "made") -> NeuronMap:
     windows = [(900.0 - i, 900.0 - i) for i in range(len(scores))]
-    identity = {"method": "made", "model": MODEL}
-    return NeuronMap.build(method="made", score=scores, windows=windows, sites=made_sites(*widths), identity=identity)
+    identity = {"method": method, "model": MODEL}
+    return NeuronMap.build(method=method, score=scores, windows=windows, sites=made_sites(*widths), identity=identity)
 
 
 def texts(ax) -> list[str]:
@@ -53,7 +53,7 @@ def test_ranks_masses_and_names_of_a_map():
     assert plots.ranked_scores(-np.ones(2))["mass"].isna().all()
 
 
-def test_the_ranked_curve_draws_every_score_the_cut_and_the_mass():
+def test_the_ranked_curve_draws_every_score_the_cut_and_the_share():
     scores = np.array([[4.0, 1.0, 3.0, 2.0, 0.0]])
     ax = plots.plot_ranked_scores(made_map(scores, 5).select(top=2), title="church", named=1)
     ax.figure.canvas.draw()
@@ -61,10 +61,19 @@ def test_the_ranked_curve_draws_every_score_the_cut_and_the_mass():
     assert ax.lines[0].get_xydata().tolist() == [[1, 4], [2, 3], [3, 2], [4, 1], [5, 0]]
     assert above.lines[0].get_ydata() == pytest.approx([40, 70, 90, 100, 100])
     assert [part.lines[-1].get_xdata()[0] for part in (ax, above)] == [2.5, 2.5]
-    assert texts(ax) == ["first 2: 70 % of the mass", "1. unet.block0.ffn [0]"]
+    assert texts(ax) == ["first 2: 70 % of all score", "1. unet.block0.ffn [0]"]
     assert above.get_title(loc="left") == "church"
     assert ax.get_xlabel() == "rank of the neuron (of 5)"
-    assert "first 3: 90 % of the mass" in texts(plots.plot_ranked_scores(scores[0], cut=3))
+    assert "first 3: 90 % of all score" in texts(plots.plot_ranked_scores(scores[0], cut=3))
+
+
+def test_the_ranked_curve_says_what_its_score_counts():
+    scores = np.array([[4.0, 1.0, 3.0]])
+    labels = [
+        plots.plot_ranked_scores(nm).get_ylabel()
+        for nm in (made_map(scores, 3), made_map(scores, 3, method="contrast"))
+    ]
+    assert labels == ["score", "score (standard deviations)"]
 
 
 def test_a_selection_that_is_no_cut_is_marked_neuron_by_neuron():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -111,6 +112,16 @@ def test_before_after_shows_every_image_frames_hits_and_writes_a_shared_prompt_o
     texts = [text.get_text() for text in ax.texts]
     assert texts.count("a church") == 1
     assert {"original", "edited", "judge: concept shown"} <= set(texts)
+
+
+def test_prompts_above_twelve_pictures_do_not_touch():
+    prompt = "draw one clean illustration of a kitchen knife please the noto way on a pink background"
+    rows = {"original": np.zeros((12, 8, 8, 3), dtype=np.uint8)}
+    ax = plots.plot_before_after(rows, [f"{i} {prompt}" for i in range(12)])
+    ax.figure.canvas.draw()
+    spans = [text.get_window_extent() for text in ax.texts if "knife" in text.get_text()]
+    assert len(spans) == 12
+    assert all(left.x1 < right.x0 for left, right in pairwise(spans))
 
 
 def results(**rates: tuple[float, float]) -> pd.DataFrame:
