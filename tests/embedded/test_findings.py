@@ -38,7 +38,7 @@ def test_edits_are_of_this_model(name: str, pipe, world: probe.World) -> None:
 def test_maps_are_of_this_model(pipe) -> None:
     assert set(MAPS) == {key for key, _ in maps.jobs()}
     for name in MAPS:
-        probe.fingerprint(pipe).check(probe.NeuronMap.load(f"emoji/{name}").identity["model"], name)
+        probe.fingerprint(pipe).check(probe.NeuronMap.load(f"emoji/{name}").provenance["identity"]["model"], name)
 
 
 @pytest.mark.parametrize("name", SETS)
