@@ -77,7 +77,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
 }  # fmt: skip
 #: The same of concepts that another one suits better: a style has no anchor of its own.
 OF_CONCEPT: dict[str, dict[str, tuple[dict[str, Any], int]]] = {
-    "ink": {"esd": (TRIED["esd"][4], 200), "p-esd": (TRIED["p-esd"][5], 200)},
+    "ink": {"esd": (TRIED["esd"][4], 200), "p-esd": (TRIED["p-esd"][5], 200), "p-ac": (TRIED["p-ac"][4], 67)},
     "weapon": {"p-esd": (TRIED["p-esd"][2], 100), "ac": (TRIED["ac"][3], 67)},
 }
 
