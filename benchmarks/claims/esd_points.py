@@ -20,7 +20,18 @@ from judgements import rate
 from matplotlib.figure import Figure
 from models import opened, parsed
 from pruning_attacked import BY_PROMPT
-from pruning_common import ITERATION, OUT, PROMPTS, SEEDS, arguments, setting_of, tell, trained, trainings_left
+from pruning_common import (
+    ITERATION,
+    OUT,
+    PROMPTS,
+    SEEDS,
+    arguments,
+    attack_of,
+    setting_of,
+    tell,
+    trained,
+    trainings_left,
+)
 
 import probe
 
@@ -62,8 +73,7 @@ def verdicts(pipe: Any, world: Any, name: str, source: str, args: argparse.Names
     parts, out = [], args.out / "judged" / f"points-{name}"
     for seed in range(seeds_of(name, args)):
         edit = trained(world[name], "esd", seed, args.out, setting)[iterations]
-        # the label that `pruning_common.attacked` gives: the same edit is attacked once
-        folder = args.out / "attacks" / f"{name}-esd-{seed}-{edit.id[:8]}-unlearn_diff"
+        folder = attack_of(args.out, name, "esd", seed, edit)
         found = adaptive(pipe, world[name], edit, PROMPTS.get(name, 20), folder, args.batch_size)
         probe.evaluate(pipe, {f"{source} {seed} {edit.id[:6]}": edit}, [name], world=world, attacks=[found],
                        splits=("explicit",), n_prompts=len(found), metrics=("rate",), batch_size=args.batch_size,

@@ -20,7 +20,7 @@ from models import SECONDS, common_arguments, own
 
 import erase
 import probe
-from data.build.settings import ESD
+from data.build.settings import ESD, PICTURES
 
 HERE = Path(__file__).resolve().parent
 OUT = Path("runs/claims/pruning")
@@ -90,7 +90,7 @@ def setting_of(method: str, name: str) -> tuple[dict[str, Any], int]:
 #: What a training is told beside its setting. Few points that come again: the model predicts there once.
 POINTS: dict[str, dict[str, Any]] = {
     "esd": {name: ESD[name] for name in ("batch_size", "steps", "cached")},
-    "ac": {"batch_size": 8, "steps": 15, "pictures": 60},
+    "ac": PICTURES,
 }
 
 
@@ -232,9 +232,13 @@ def contenders(pipe: Any, world: Any, args: argparse.Namespace) -> Iterator[Cont
 def attacked(pipe: Any, one: Contender, world: Any, args: argparse.Namespace, method: str = "unlearn_diff") -> Any:
     """The adaptive attack set against an edit: quick, banned vocabulary; a baseline with as many judged pictures."""
     n = args.prompts or PROMPTS.get(one.concept, 20)
-    label = f"{one.concept}-{one.method}-{one.seed}-{one.edit.id[:8]}-{method}"
-    folder = args.out / "attacks" / label
+    folder = attack_of(args.out, one.concept, one.method, one.seed, one.edit, method)
     return adaptive(pipe, world[one.concept], one.edit, n, folder, args.batch_size, method=method)
+
+
+def attack_of(out: Path, name: str, method: str, seed: int, edit: Any, attack: str = "unlearn_diff") -> Path:
+    """The folder of an attack against an edit: rows that have the same edit attack it once."""
+    return out / "attacks" / f"{name}-{method}-{seed}-{edit.id[:8]}-{attack}"
 
 
 def robustness(base: pd.DataFrame, pruned: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> dict[str, float]:

@@ -20,11 +20,12 @@ ESD_OF_STYLES = ESD | {"lr": 3e-4, "eta": 1.0}
 #: Gates, beside what the plain eraser is told, chosen in the same way; of a style, hard-concrete ones.
 P_ESD: dict[str, Any] = {"objective": "esd", "lr": 0.2, "iterations": 200, "gates": "straight-through", "sparsity": 0.1}
 P_ESD_OF_STYLES = P_ESD | {"gates": "hard-concrete", "eta": 1.0, "retain": 0.1}
+#: Of Ablating Concepts and its pruning: what is drawn to learn from.
+PICTURES = {"batch_size": 8, "steps": 15, "pictures": 60}
 #: Keys and values; checkpoints of one training are strengths.
-AC: dict[str, Any] = {"lr": 4e-4, "train": "x-strict", "iterations": 33, "batch_size": 8, "steps": 15, "pictures": 60}
+AC: dict[str, Any] = {"lr": 4e-4, "train": "x-strict", "iterations": 33, **PICTURES}
 ITERATIONS = {"p_esd": {"weapon": {"iterations": 100}}, "ablating_concepts": {"weapon": {"iterations": 67}}}
-P_AC: dict[str, Any] = {"objective": "ac", "lr": 0.2, "iterations": 100, "gates": "straight-through", "sparsity": 0.1,
-                        "batch_size": 8, "steps": 15, "pictures": 60}  # fmt: skip
+P_AC: dict[str, Any] = {**P_ESD, "objective": "ac", "iterations": 100, **PICTURES}
 #: Chosen with `concept_prune_sweep.py`.
 CONCEPT_PRUNE: dict[str, Any] = {"skill_ratio": 0.15, "window": (490, 1)}
 
