@@ -23,6 +23,7 @@ _PUT_TOGETHER = (
     'image = pipe("a prompt").images[0]',
 )
 
+_ZEROS = "The places of zeros tell which weights carried the concept."
 _UNPLUGGED = (
     "This edit is no part of the weights: it hooks modules of the model while it is in force, and whoever holds the "
     "files can load the model without it. It protects where you run the model, not where others do."
@@ -71,7 +72,8 @@ def card(edit: Edit, beside: str | None = None) -> str:
         "",
         "## Limits",
         "An erased concept may come back under adversarial prompts, and other concepts may have suffered: measure.",
-        _UNPLUGGED if not edit.mergeable else "The places of zeros tell which weights carried the concept.",
+        *((_UNPLUGGED,) if not edit.mergeable else ()),
+        *((_ZEROS,) if "mask" in kinds else ()),
         "",
     ]
     return "\n".join(lines)

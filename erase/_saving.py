@@ -17,8 +17,9 @@ from erase._changes import Change, Delta, Hook, Mask, Replace, digest
 from erase._edit import Edit
 from probe import formats
 from probe._files import check_free, written_whole
-from probe._paths import committed
-from probe.errors import BadInput, StoreDamaged, WorkbenchError
+from probe._kinds import absent
+from probe._paths import finding
+from probe.errors import StoreDamaged, WorkbenchError
 from probe.provenance import identity_id
 
 logger = logging.getLogger(__name__)
@@ -58,10 +59,10 @@ def save(edit: Edit, folder: str | Path, *, force: bool = False) -> Path:
 def load_edit(path: str | Path) -> Edit:
     """The edit saved in a folder, or ``"emoji/<name>"`` for one that comes with the embedded model.
 
-    Raises `UnknownName` with the nearest names for an edit that is not there, `BadInput` for another kind of file, and
-    `StoreDamaged` naming what is torn, missing or altered.
+    Raises `BadInput` where there is no edit, with those that lie near, `UnknownName` for one that does not come along,
+    and `StoreDamaged` naming what is torn, missing or altered.
     """
-    folder = committed(path, "edits", "edit", HEADER)
+    folder = finding(path, "edit")
     header = _header(folder)
     with _damage(folder / HEADER):
         changes = _changes(header["changes"], _read_tensors(folder), folder)
@@ -155,10 +156,10 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def _header(folder: Path) -> dict[str, Any]:
+    if not os.path.isfile(folder / HEADER):
+        raise absent(folder, "edit")
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput("the folder holds no edit", given=str(folder), expected=f"a folder with {HEADER}") from None
     except ValueError as error:  # JSON or UTF-8
         raise StoreDamaged("the edit's description is damaged", given=str(folder / HEADER), fix=_AGAIN) from error
     if not isinstance(header, dict):

@@ -15,7 +15,7 @@ import xarray as xr
 from probe import _axis, formats, provenance
 from probe._choosing import below, by_name, from_quantile, over_windows, top_units
 from probe._map_files import read_dataset, write_dataset
-from probe._paths import committed
+from probe._paths import finding
 from probe._sites import Site
 from probe.errors import BadInput, HeaderMismatch, WrongModel, unknown_name
 
@@ -290,9 +290,7 @@ class NeuronMap:
         Raises `BadInput` for no or another file, `UnknownName` for no such committed map, `StoreDamaged`
         for a torn one.
         """
-        ours = isinstance(path, str) and path.startswith("emoji/")
-        file = committed(path, "maps", "neuron map", "zarr.json") if ours else Path(path)
-        dataset = read_dataset(file, "neuron_map")
+        dataset = read_dataset(finding(path, "neuron_map"), "neuron_map")
         for key in formats.header("neuron_map"):
             del dataset.attrs[key]
         return cls(dataset)

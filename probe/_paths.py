@@ -9,7 +9,10 @@ import os
 from pathlib import Path
 
 from probe._kinds import to_make
-from probe.errors import UnknownName, unknown_name
+from probe.errors import unknown_name
+
+#: What may come along beside the embedded model: kind -> its folder in `data_dir`.
+FINDINGS = {"neuron_map": "maps", "attack_set": "attacks", "edit": "edits"}
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -25,27 +28,17 @@ def emoji_dir() -> Path:
     return data_dir() / "emoji"
 
 
-def committed(path: str | Path, folder: str, what: str, file: str) -> Path:
-    """The folder at ``path``, or for ``"emoji/<name>"`` the one of that name in ``data/<folder>/``.
+def finding(path: str | Path, *kinds: str) -> Path:
+    """Where ``"emoji/<name>"`` lies, one of the maps, attack sets and edits that come along; any other path as it is.
 
-    Raises `UnknownName` with the names that are there (folders with that ``file``) where there is none.
+    ``kinds``: which of `FINDINGS`, all of them unless given. Raises `UnknownName` with the names that there are.
     """
-    given, kind = Path(path), what.replace(" ", "_")
-    if os.path.isdir(given):
-        return given
-    ours = isinstance(path, str) and path.startswith("emoji/")
-    home = data_dir() / folder if ours else given.parent
-    found = {entry.name: entry for entry in home.iterdir() if (entry / file).is_file()} if os.path.isdir(home) else {}
-    if ours and given.name in found and path == f"emoji/{given.name}":
-        return found[given.name]
-    known = [f"emoji/{name}" if ours else str(found[name]) for name in found]
-    if not known:
-        raise UnknownName(f"unknown {what}", given=repr(str(path)), expected=f"a folder with {file}", fix=to_make(kind))
-    raise unknown_name(what, str(path), known)
-
-
-def finding(path: str) -> Path:
-    """Where ``"emoji/<name>"`` lies, be it a map, an attack set or an edit; any other path as it is."""
-    owner, _, name = path.partition("/")
-    places = [data_dir() / folder / name for folder in ("maps", "attacks", "edits")]
-    return next((place for place in places if owner == "emoji" and name and place.is_dir()), Path(path))
+    owner, _, name = path.partition("/") if isinstance(path, str) else ("", "", "")
+    if owner != "emoji" or not name or os.path.isdir(path):
+        return Path(path)
+    kinds = kinds or tuple(FINDINGS)
+    known = {one.name: one for kind in kinds for one in sorted(data_dir().glob(f"{FINDINGS[kind]}/*/"))}
+    if name not in known:
+        what = " or ".join(kind.replace("_", " ") for kind in kinds)
+        raise unknown_name(what, str(path), [f"emoji/{one}" for one in known], to_make(kinds[0]))
+    return known[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,8 +38,8 @@ def _register(name: str, target: str, about: str) -> None:
         if task.dry_run:
             return task.plan(concept=concept, preserve=preserve, world=world, top=top, quantile=quantile)
         config = with_preserved(task.config, preserve, world)
-        if (chosen := _map(config.get("train"), top, quantile)) is not None:
-            config["train"] = chosen
+        if (train := _selected(config.get("train"), top, quantile)) is not None:
+            config["train"] = train
         return learned(task, target.partition(":")[2], concept, world, config)
 
     learn.__doc__ = about
@@ -64,15 +63,15 @@ _register(
 )
 
 
-def _map(train: Any, top: int | None, quantile: float | None) -> Any:
-    """The map that ``--train`` names, with its selection or that of ``--top`` or ``--quantile``; None for no map."""
+def _selected(train: Any, top: int | None, quantile: float | None) -> Any:
+    """What ``--train`` names; of a map the selection of ``--top`` or ``--quantile``."""
+    if top is None and quantile is None:
+        return train
+    from erase.learn._parts import opened
     from probe import NeuronMap
     from probe.errors import BadInput
 
-    choice = top is not None or quantile is not None
-    if not isinstance(train, str) or not Path(train).exists():
-        if choice:
-            raise BadInput("--top and --quantile choose units of a map", given=f"--train {train}", fix="--train MAP")
-        return None
-    found = NeuronMap.load(train)
-    return found.select(top=top, quantile=quantile) if choice else found
+    found = opened(train)
+    if not isinstance(found, NeuronMap):
+        raise BadInput("--top and --quantile choose units of a map", given=f"--train {train}", fix="--train MAP")
+    return found.select(top=top, quantile=quantile)

@@ -11,7 +11,7 @@ from erase._edit import Edit
 from erase.learn._ac_loss import AcObjective, BosBlocked
 from erase.learn._eraser import Sampling, checked_preserve, learned, own_precision, retaining
 from erase.learn._pairs import pairs
-from erase.learn._parts import parts_of
+from erase.learn._parts import opened, parts_of
 from erase.learn._schedule import Schedule
 from erase.learn._student import Student, Weights
 from probe import NeuronMap
@@ -115,7 +115,7 @@ def ablating_concepts(
         "cached", None, RETAINED, steps, guidance, "bin", batch_size, seed, objective.folder, objective.progress
     )
     kept, _ = checked_preserve(preserve, items, retain)
-    weights = Weights(pipe, parts := parts_of(pipe, train))
+    weights = Weights(pipe, parts := parts_of(pipe, (train := opened(train))))
     student: Student = BosBlocked(pipe, weights) if block_bos else weights
     options = {
         **objective.to_json(),

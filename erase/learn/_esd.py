@@ -10,7 +10,7 @@ from erase._concepts import identity, listed
 from erase._edit import Edit
 from erase.learn._eraser import Sampling, checked_preserve, learned, own_precision, retaining
 from erase.learn._esd_loss import EsdObjective
-from erase.learn._parts import parts_of
+from erase.learn._parts import opened, parts_of
 from erase.learn._schedule import Schedule
 from erase.learn._student import Weights
 from probe import NeuronMap
@@ -68,7 +68,8 @@ def esd(
             starts at eps*(x_t, erase_from, t), with eta + 1 in front of the difference.
         train: what is trained: ``x`` (cross-attention, for names of objects and styles), ``x-strict`` (its keys and
             values), ``u`` (all else, for what no word need name), ``u-release``, ``self``, ``attn``, ``full``; a kind
-            of site, a glob over parameters or sites, a list of these; or a neuron map: its selected units alone learn.
+            of site, a glob over parameters or sites, a list of these; or a neuron map or its path:
+            its selected units alone learn.
         eta: strength of negative guidance, anchored at the empty text as in the paper; the newer release's is eta + 1.
         iterations, lr, batch_size: of the optimiser; the paper's.
         retain: weight of the student's squared difference from the model on prompts of ``preserve`` (ours).
@@ -117,7 +118,7 @@ def esd(
     )
     kept, _ = checked_preserve(preserve, items, retain)
     objective = EsdObjective.of(items, prompts, anchor=anchor, eta=eta, erase_from=erase_from)
-    student = Weights(pipe, parts := parts_of(pipe, train))
+    student = Weights(pipe, parts := parts_of(pipe, (train := opened(train))))
     options = {
         **objective.to_json(),
         "train": [part.to_json() for part in parts],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,12 @@ GROUPS: dict[str, Test] = {
     "attn": _in("attn1.", "attn2."),
     "full": lambda _name, _owner: True,
 }
+
+
+def opened(train: Any) -> Any:
+    """``train`` with a saved neuron map read: its path, or ``"emoji/<name>"``. Anything else as it is."""
+    named = isinstance(train, str) and train not in GROUPS and (train.startswith("emoji/") or Path(train).exists())
+    return NeuronMap.load(train) if named or isinstance(train, Path) else train
 
 
 def parts_of(pipe: Any, train: str | Sequence[str] | NeuronMap, *, weights_only: bool = False) -> list[Part]:

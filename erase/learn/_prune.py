@@ -18,7 +18,7 @@ from erase.learn._eraser import Sampling, checked_preserve, learned, own_precisi
 from erase.learn._esd_loss import EsdObjective
 from erase.learn._gates import Gates
 from erase.learn._pairs import pairs
-from erase.learn._parts import parts_of
+from erase.learn._parts import opened, parts_of
 from erase.learn._schedule import Schedule
 from erase.learn._student import Student
 from erase.learn._texts import Texts
@@ -163,7 +163,7 @@ def differentiable_prune(
             progress=progress is True,
         )
     started: dict[str, float] = {}
-    parts = parts_of(pipe, train, weights_only=True)
+    parts = parts_of(pipe, train := opened(train), weights_only=True)
     learning = Gates(pipe, parts, kind=gates, by_unit=unit == "neuron", init=init, seed=seed)
     student: Student = BosBlocked(pipe, learning) if block_bos and not of_esd else learning
 

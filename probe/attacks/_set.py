@@ -21,7 +21,7 @@ import pandas as pd
 from probe import formats, provenance
 from probe._files import check_free, disk_errors, make_parent, written_whole
 from probe._kinds import absent
-from probe._paths import committed
+from probe._paths import finding
 from probe.attacks._found import CARRIERS, Found
 from probe.errors import BadInput, StoreDamaged, unknown_name
 
@@ -152,7 +152,7 @@ class AttackSet:
         Rows of an interrupted search are there with what had been found. Raises `UnknownName` or `BadInput` where there
         is no set, `StoreDamaged` for a torn one.
         """
-        folder = committed(path, "attacks", "attack set", FILE)
+        folder = finding(path, "attack_set")
         made, rows = read_log(folder)
         if made is None:
             raise absent(folder, "attack_set")
@@ -226,7 +226,7 @@ class Log:
 def read_log(path: Path) -> tuple[dict[str, Any] | None, list[Found]]:
     """Provenance and rows (the last of each prompt) of the set at ``path``; None where there is none."""
     file = path / FILE
-    if not file.is_file():
+    if not os.path.isfile(file):
         return None, []
     with disk_errors(path):
         text = file.read_bytes()

@@ -118,6 +118,14 @@ def test_only_the_chosen_units_learn(pipe):
     assert edit.provenance["identity"]["inputs"]["map"] == nm.id
 
 
+def test_a_saved_map_is_named_by_its_path(pipe, tmp_path):
+    nm = selecting(pipe, "unet.mid_block.*.ffn", [1, 4])
+    path = nm.save(tmp_path / "units.zarr.zip")
+    for train in (path, str(path)):
+        edit = erase.esd(pipe, "church", train=train, iterations=1, **FEW)
+        assert edit.provenance["identity"]["inputs"]["map"] == nm.id
+
+
 # --- Weights as a student ---------------------------------------------------------------------------------------------
 
 
