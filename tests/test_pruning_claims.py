@@ -113,3 +113,18 @@ def test_every_row_says_what_it_will_take(script, words, monkeypatch, tmp_path, 
     assert "pictures" in said
     assert "minutes of a core in bfloat16" in said
     assert not list(tmp_path.iterdir()), "a plan makes nothing"
+
+
+def test_a_table_is_measured_in_parts(tmp_path):
+    from keeping import updated
+
+    file = tmp_path / "more" / "table.csv"
+    first = pd.DataFrame({"concept": ["ink", "ink", "church"], "seed": [0, 1, 0], "shown": [0.12344, 0.2, 0.3]})
+    assert len(updated(first, file, ["concept", "seed"])) == 3
+    again = updated(
+        pd.DataFrame({"concept": ["ink"], "seed": [1], "shown": [0.9], "n": [4]}), file, ["concept", "seed"]
+    )
+    assert again["shown"].tolist() == [0.1234, 0.3, 0.9], "what was measured again takes the place of the old row"
+    pd.testing.assert_frame_equal(pd.read_csv(file), again)
+    whole = updated(pd.DataFrame({"concept": ["ink"], "seed": [5], "shown": [0.5]}), file, ["concept"])
+    assert whole["concept"].tolist() == ["church", "ink"], "all rows of a concept, where that is the key"

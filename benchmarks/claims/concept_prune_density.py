@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from concept_prune_common import OUT, WINDOWS, arguments, density_of_unet, skill_map, tell
+from keeping import updated
 from matplotlib.figure import Figure
 from models import opened, parsed
 
@@ -59,8 +60,7 @@ def main() -> None:
                                out=args.out / "judged" / f"density-{name}")  # fmt: skip
         table = table[table["split"].isin(SPLITS)]
         tables.append(table.join(pd.DataFrame(facts).T, on="edit"))
-        found = pd.concat(tables, ignore_index=True)
-        found.round(6).to_csv(args.csv, index=False, lineterminator="\n")
+        found = updated(pd.concat(tables, ignore_index=True), args.csv, ["concept"], digits=6)
         draw(found, args.csv.with_suffix(".png"))
     return None
 

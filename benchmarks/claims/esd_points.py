@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from attack_sets import adaptive, prompt_by_prompt
 from judgements import rate
+from keeping import updated
 from matplotlib.figure import Figure
 from models import opened, parsed
 from pruning_attacked import BY_PROMPT
@@ -56,8 +57,7 @@ def main() -> None:
                 rows.append({"concept": name, "x_t": source, "what": what, "value": one.value, "low": one.low,
                              "high": one.high, "n": one.n, "n_failed": one.n_failed, "seeds": seeds_of(name, args),
                              "inside": bool(student.low - 1e-9 <= cached.value <= student.high + 1e-9)})  # fmt: skip
-    table = pd.DataFrame(rows)
-    table.round(4).to_csv(args.csv, index=False, lineterminator="\n")
+    table = updated(pd.DataFrame(rows), args.csv, ["concept"])
     return draw(table, args.csv.with_suffix(".png"))
 
 

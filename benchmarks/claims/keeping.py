@@ -1,6 +1,6 @@
 """Edits that a claim makes once: each in a folder named by what it was made with, the model included.
 
-So a changed setting never meets an old edit. `tell` is how a plan speaks.
+So a changed setting never meets an old edit. `tell` is how a plan speaks, `updated` how a table grows by parts.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from models import SECONDS, own
 
 import erase
@@ -48,6 +49,18 @@ def kept(label: str, options: Mapping[str, Any], make: Callable[[Path], Any], ou
 def seconds(label: str, options: Mapping[str, Any], out: Path) -> float:
     """How long it took to make the edit of that label and these options."""
     return float((out / "edits" / name_of(label, options) / "seconds.txt").read_text())
+
+
+def updated(table: pd.DataFrame, path: Path, by: Sequence[str], digits: int = 4) -> pd.DataFrame:
+    """The CSV at ``path`` with these rows in place of those that agree with one of them in ``by``; the rest stays."""
+    if path.is_file():
+        there = pd.read_csv(path)
+        keys = pd.MultiIndex.from_frame(table[list(by)].astype(str))
+        kept = there[~pd.MultiIndex.from_frame(there[list(by)].astype(str)).isin(keys)]
+        table = pd.concat([kept, table], ignore_index=True) if len(kept) else table
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.round(digits).to_csv(path, index=False, lineterminator="\n")
+    return table
 
 
 def tell(what: str, pictures: int, making: float, args: argparse.Namespace) -> None:

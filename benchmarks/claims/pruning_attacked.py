@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from attack_sets import prompt_by_prompt
+from keeping import updated
 from matplotlib.figure import Figure
 from models import opened, parsed
 from pruning_common import (
@@ -74,10 +75,9 @@ def main() -> None:
         verdicts[key, one.method].append(found)
         facts.setdefault(key, {"base": [], "pruned": [], "match": one.match})
         facts[key]["pruned" if one.method in PAIRS else "base"].append(one.edit)
-        pd.concat(cells, ignore_index=True).round(4).to_csv(args.csv, index=False, lineterminator="\n")
+        updated(pd.concat(cells, ignore_index=True), args.csv, ["concept", "method", "training_seed"])
     rows = [compared(pipe, world, key, verdicts, fact, args) for key, fact in facts.items()]
-    pairs = pd.DataFrame(rows)
-    pairs.round(4).to_csv(args.csv.with_stem(f"{args.csv.stem}_pairs"), index=False, lineterminator="\n")
+    pairs = updated(pd.DataFrame(rows), args.csv.with_stem(f"{args.csv.stem}_pairs"), ["concept", "pair"])
     return draw(pairs, args.csv.with_suffix(".png"))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from keeping import updated
 from matplotlib.figure import Figure
 from models import opened, parsed
 from pruning_common import (
@@ -62,11 +63,10 @@ def main() -> None:
     pipe, world = opened(args)
     if args.tune:
         table = tune(pipe, world, args)
-        table.round(4).to_csv(args.csv.with_stem(f"{args.csv.stem}_tuning"), index=False, lineterminator="\n")
+        updated(table, args.csv.with_stem(f"{args.csv.stem}_tuning"), ["concept", "method"])
         return None
-    table = report(pipe, world, args)
-    table.round(4).to_csv(args.csv, index=False, lineterminator="\n")
-    return draw(table, args.concepts, args.csv.with_suffix(".png"))
+    table = updated(report(pipe, world, args), args.csv, ["concept", "method"])
+    return draw(table, list(dict.fromkeys(table["concept"])), args.csv.with_suffix(".png"))
 
 
 def settings_of(method: str, args: argparse.Namespace) -> list[dict[str, Any]]:

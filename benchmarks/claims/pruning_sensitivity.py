@@ -6,7 +6,7 @@
 The edits and their adaptive attack sets are those of `pruning_attacked.py` (figure 5 of the P-ESD paper); run that row
 first, or this one makes them. Every edit has its own most erased neurons, chosen on tuning prompts. Sensitivities are
 kept under ``--out``, as maps that ``probe plot`` and erasers take. Writes ``pruning_sensitivity.csv`` (ratios by
-group, x_t and quantity) and a figure of the first concept's pairs beside this file.
+group, x_t and quantity) and a figure a concept beside this file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 from typing import Any
 
 import pandas as pd
+from keeping import updated
 from matplotlib.figure import Figure
 from models import opened, parsed
 from pruning_common import (
@@ -51,7 +52,7 @@ def main() -> None:
         maps[one.concept, one.method, one.seed] = nm
         rows.append(ratios(nm).assign(concept=one.concept, method=one.method, training_seed=one.seed,
                                       iterations=one.edit.options["iterations"], equal=one.match.equal))  # fmt: skip
-        pd.concat(rows, ignore_index=True).round(4).to_csv(args.csv, index=False, lineterminator="\n")
+        updated(pd.concat(rows, ignore_index=True), args.csv, ["concept", "method", "training_seed"])
     return draw(maps, args)
 
 
@@ -86,14 +87,13 @@ def ratios(nm: Any) -> pd.DataFrame:
 
 
 def draw(maps: dict[Any, Any], args: argparse.Namespace) -> None:
-    """A panel a concept and pair, first training seeds."""
-    panels = [(name, pair) for name in args.concepts for pair in args.pairs]
-    figure = Figure(figsize=(7.2 * len(args.pairs), 3.4 * len(args.concepts)), layout="constrained")
-    axes = figure.subplots(len(args.concepts), len(args.pairs), squeeze=False).ravel()
-    for axis, (name, pair) in zip(axes, panels, strict=True):
-        sides = {method: maps[name, method, 0] for method in (PAIRS[pair], pair)}
-        probe.plot_sensitivity(sides, title=name, ax=axis)
-    figure.savefig(args.csv.with_suffix(".png"), dpi=110)
+    """A figure a concept with a panel a pair, first training seeds."""
+    for name in args.concepts:
+        figure = Figure(figsize=(7.2 * len(args.pairs), 3.4), layout="constrained")
+        for axis, pair in zip(figure.subplots(1, len(args.pairs), squeeze=False)[0], args.pairs, strict=True):
+            sides = {method: maps[name, method, 0] for method in (PAIRS[pair], pair)}
+            probe.plot_sensitivity(sides, title=name, ax=axis)
+        figure.savefig(args.csv.with_name(f"{args.csv.stem}_{name}.png"), dpi=110)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from attack_sets import verdicts_of
 from judgements import difference, judged, shown_on
+from keeping import updated
 from scipy.stats import spearmanr
 from trce_rows import OWN, Made, Table, results, splits_of
 
@@ -218,9 +219,5 @@ def claims(
 def write(rows: Sequence[Mapping[str, Any]], table: str, path: Path) -> None:
     """Put a table's verdicts into the file; those of other tables stay."""
     found = pd.DataFrame(rows).assign(table=table)
-    if path.is_file():
-        there = pd.read_csv(path)
-        found = pd.concat([there[there["table"] != table], found], ignore_index=True)
-    first = ["table", "claim", "split", "verdict"]
-    found = found[[*first, *(name for name in found.columns if name not in first)]]
-    found.round(4).to_csv(path, index=False, lineterminator="\n")
+    first = [name for name in ("table", "claim", "split", "verdict") if name in found]
+    updated(found[[*first, *found.columns.drop(first)]], path, ["table"])

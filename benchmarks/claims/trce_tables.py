@@ -15,7 +15,7 @@ pictures of ``preserve_test`` of each first seed, in ``methods`` and ``several``
 Edits, attack sets and judged pictures are kept under ``--out``, so a killed run goes on. Writes ``trce_<table>.csv``
 after every row and ``.png`` beside this file (``--csv`` for another folder); for swept values also
 ``trce_<table>_trend.csv``; and ``trce_orderings.csv``: which of the paper's orderings hold. An eraser that refuses is a
-row that says why.
+row that says why; where an ordering needs such a row, the check of collapse is left out (``unchecked``).
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ def evaluated(
         if sets:
             found.append(pd.DataFrame([pooled(pipe, label, edit, sets, table, args)]))
         parts.append(pd.concat(found, ignore_index=True).assign(training_seed=seed if one.row.learned else np.nan))
-    return pd.concat(parts, ignore_index=True).assign(row=one.row.name, value_of=one.row.value)
+    damage = {f"damage_{what}": value for what, value in one.edits[0].report.get("damage", {}).items()}
+    return pd.concat(parts, ignore_index=True).assign(
+        row=one.row.name, value_of=one.row.value, unchecked=one.row.unchecked, **damage
+    )
 
 
 def searched(pipe: Any, world: Any, table: Table, one: Made, seed: int, args: argparse.Namespace) -> list[Any]:
