@@ -63,7 +63,8 @@ class Fresh:
 class Planned:
     """One attack set on one edit.
 
-    ``forms``: which pictures of a prompt are drawn; ``rivals``: the baselines as far as they are compared with it.
+    ``forms``: which pictures of a prompt are drawn; ``rivals``: the baselines as far as they are compared with it;
+    ``original``: whether the unedited model draws them too.
     """
 
     attack_set: AttackSet
@@ -74,6 +75,7 @@ class Planned:
     fresh: Fresh
     forms: tuple[str, ...] = FORMS
     rivals: tuple[Planned, ...] = ()
+    original: bool = True
 
     @cached_property
     def carried(self) -> dict[str, tuple[Carried, float]]:
@@ -193,11 +195,14 @@ def plan(
     erased: Mapping[str, Sequence[str]],
     guidance: float,
     fresh: Fresh,
+    *,
+    original: bool = True,
 ) -> list[Planned]:
     """Which set is drawn on which edit (name -> id).
 
     A set is about an edit where its concepts are among those evaluated or those that the edit erases; an ``adaptive``
-    set only where it was made against that edit; a floor only on the unedited model.
+    set only where it was made against that edit; a floor only on the unedited model. ``original``: what is drawn on an
+    edit is drawn on the unedited model too.
     """
     planned = []
     for one in sets:
@@ -205,7 +210,7 @@ def plan(
             planned.append(Planned(one, ORIGINAL, ORIGINAL, pipe, guidance, fresh))
             continue
         found = [
-            Planned(one, name, edit_id, pipe, guidance, fresh)
+            Planned(one, name, edit_id, pipe, guidance, fresh, original=original)
             for name, edit_id in edits.items()
             if set(one.concepts) <= {*concepts, *erased.get(name, ())}
             and (one.protocol == "transfer" or one.found_on == edit_id)
@@ -243,8 +248,10 @@ def attack_rows(
     options: dict[str, Any] = {"level": level, "resamples": resamples}
 
     def both(one: Planned) -> Both:
-        edited, unedited = (one.verdicts(store, rulers, world, edit_id) for edit_id in (one.edit_id, ORIGINAL))
-        return edited, unedited
+        edited = one.verdicts(store, rulers, world, one.edit_id)
+        if one.original:
+            return edited, one.verdicts(store, rulers, world, ORIGINAL)
+        return edited, edited.assign(**dict.fromkeys(one.forms, np.nan))
 
     seen = [(one, *both(one)) for one in planned]
     for one, edited, unedited in seen:

@@ -41,6 +41,7 @@ def evaluate(
     prompts_from: Literal["test", "tune"] = "test",
     erased: Mapping[str, Sequence[str]] | None = None,
     attacks: Sequence[Any] = (),
+    attack_original: bool = True,
     fresh_seeds: int = 5,
     fresh_needed: int = 3,
     metrics: Sequence[str] = METRICS,
@@ -92,6 +93,7 @@ def evaluate(
             (no attack), ``rate_after`` (what it adds), ``advantage`` (over the stronger of ``random`` and
             ``seed_search`` among these sets, within as many judged pictures as the attack had) and ``floor`` (the same
             attack on what the model cannot draw, if such a set is among them).
+        attack_original: draw attacks on the unedited model too; without, their ``original`` and ``difference`` are NaN.
         fresh_seeds, fresh_needed: the rule ``fresh``: so many of so many pictures from unused seeds show the concept.
         metrics: registered names.
         judge: the detector that decides: a name, an object, or any function of uint8 pictures (n, y, x, 3) that gives
@@ -160,9 +162,8 @@ def evaluate(
     if rulers.of_sets:
         for cell in cells:
             references[cell] = samples(cell.edit, of_name[cell.concept], cell.split, cell.seed_set + 1)
-    planned = plan(
-        pipe, sets, {name: _edit_id(edit) for name, edit in edits.items()}, list(of_name), erased, guidance, fresh
-    )
+    ids = {name: _edit_id(edit) for name, edit in edits.items()}
+    planned = plan(pipe, sets, ids, list(of_name), erased, guidance, fresh, original=attack_original)
     attacked = {name for one in planned for name in one.attack_set.concepts}
     rulers = rulers.check(attacked | {name for table in cells.values() for name in table["concept"]}, world)
     sampling = {} if pipe is None else _sampling(pipe, steps, guidance, height, width)
@@ -170,7 +171,7 @@ def evaluate(
         **(there if pipe is None else _drawing(pipe, sampling)),
         "prompts_from": prompts_from,
         "statistics": {"level": level, "resamples": resamples},
-        "edits": {name: _edit_id(edit) for name, edit in edits.items()},
+        "edits": ids,
         **({"attacks": {" ".join(cell_name(one)).strip(): one.id for one in sets}} if sets else {}),
         **rulers.identity(),
     }
@@ -224,7 +225,7 @@ def _samples_of(
 ) -> pd.DataFrame:
     """All samples of an edit, each once; the unedited model has those of every edit, and all references."""
     tables = [table for cell, table in cells.items() if edit in (ORIGINAL, cell.edit)]
-    tables += [one.table() for one in planned if edit in (ORIGINAL, one.edit)]
+    tables += [one.table() for one in planned if edit == one.edit or (edit == ORIGINAL and one.original)]
     if edit == ORIGINAL:
         tables.extend(references.values())
     return pd.concat(tables).drop_duplicates(["prompt", "seed"], ignore_index=True)

@@ -76,8 +76,8 @@ def verdicts(pipe: Any, world: Any, name: str, source: str, args: argparse.Names
         folder = attack_of(args.out, name, "esd", seed, edit)
         found = adaptive(pipe, world[name], edit, PROMPTS.get(name, 20), folder, args.batch_size)
         probe.evaluate(pipe, {f"{source} {seed} {edit.id[:6]}": edit}, [name], world=world, attacks=[found],
-                       splits=("explicit",), n_prompts=len(found), metrics=("rate",), batch_size=args.batch_size,
-                       out=out)  # fmt: skip
+                       attack_original=False, splits=("explicit",), n_prompts=len(found), metrics=("rate",),
+                       batch_size=args.batch_size, out=out)  # fmt: skip
         parts.append(prompt_by_prompt(out, found, pipe, edit).assign(seed=seed))
     return pd.concat(parts, ignore_index=True)
 

@@ -53,8 +53,8 @@ BASELINES = ("random", "seed_search")
 WANTED = {"group": 0.40, "style": 0.30, "object": 0.30}
 ENOUGH = 0.30
 KID_IMAGES, SUBSETS, SUBSET = 500, 100, 250
-#: Pictures of a prompt: nine while searching; then six each without the attack, with it and as text, on both models.
-BY_PROMPT = {"unlearn_diff": 45, "random": 45, "seed_search": 24}
+#: Pictures of a prompt: nine while searching; then six each without the attack, with it and as text, on the edit alone.
+BY_PROMPT = {"unlearn_diff": 27, "random": 27, "seed_search": 16}
 
 
 def main() -> None:
@@ -106,9 +106,9 @@ def evaluated(pipe: Any, world: Any, one: Contender, args: argparse.Namespace) -
     sets = [attacked(pipe, one, world, args, method) for method in attacks_on(one.method, args)]
     label = f"{one.concept} {one.method} {one.seed} {one.edit.id[:6]}"
     out = args.out / "judged" / f"attacked-{one.concept}"
-    table = probe.evaluate(pipe, {label: one.edit}, [one.concept], world=world, attacks=sets, splits=("explicit",),
-                           n_prompts=len(sets[0]), metrics=("rate", "broken"), batch_size=args.batch_size,
-                           out=out)  # fmt: skip
+    table = probe.evaluate(pipe, {label: one.edit}, [one.concept], world=world, attacks=sets, attack_original=False,
+                           splits=("explicit",), n_prompts=len(sets[0]), metrics=("rate", "broken"),
+                           batch_size=args.batch_size, out=out)  # fmt: skip
     found = prompt_by_prompt(out, sets[0], pipe, one.edit).assign(seed=one.seed)
     return table.assign(method=one.method, training_seed=one.seed, equal=one.match.equal), found
 

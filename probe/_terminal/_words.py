@@ -41,6 +41,7 @@ WORDS = {
     "prompts_from": "test prompts to report on, tune prompts to choose settings with",
     "erased": "what an edit erases beyond the concept: {edit: [name, ...]}",
     "attacks": "attack sets (folders) to draw on every edit they are about",
+    "attack_original": "draw attacks on the unedited model too",
     "fresh_seeds": "pictures of each attacked prompt from seeds that no search used",
     "fresh_needed": "how many of these must show the concept",
     "metrics": "what to measure",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from probe._eval_attacks import Fresh
 from probe._evaluate import evaluate, read_results
 from probe._generate import generate
+from probe._result_rows import read_rows
 from probe._samples import samples
 from probe.attacks import attack
 from probe.errors import BadInput, UnknownName
@@ -93,6 +95,18 @@ def test_fresh_seeds_were_never_searched_and_enough_of_them_must_show_it(pipe, w
     assert row["value"] == np.mean(hits)
 
 
+def test_the_unedited_model_can_be_spared_the_attacks(pipe, world, edit, sets, tmp_path):
+    both = measured(pipe, world, {"scaled": edit}, list(sets.values()), tmp_path / "both")
+    alone = measured(pipe, world, {"scaled": edit}, list(sets.values()), tmp_path / "alone", attack_original=False)
+    columns = ["attack", "rule", "split", "metric", "value", "ci_low", "ci_high", "n"]
+    pd.testing.assert_frame_equal(alone[columns], both[columns])
+    attacked = alone["split"] == "attacked"
+    assert alone.loc[attacked, ["original", "difference", "diff_low"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(alone[~attacked], both[~attacked])
+    drawn = [row["edit_id"] for row in read_rows(tmp_path / "alone")]
+    assert drawn.count("original") == 2, "the plain prompts alone"
+
+
 def test_the_advantage_is_the_rate_less_the_stronger_baselines_within_as_many_pictures(
     pipe, world, edit, sets, tmp_path
 ):
@@ -163,7 +177,7 @@ def test_the_rule_fresh_leaves_open_what_failed_verdicts_leave_open():
 def test_bad_input(pipe, world, edit, sets, tmp_path):
     with pytest.raises(BadInput, match="same name in a table"):
         measured(pipe, world, {"scaled": edit}, [sets["random"], sets["random"]], tmp_path / "r")
-    with pytest.raises(UnknownName, match="attack set"):
+    with pytest.raises(BadInput, match="no attack set here"):
         measured(pipe, world, {"scaled": edit}, [tmp_path / "nothing"], tmp_path / "r")
     small = type(world)([world["castle"]])
     with pytest.raises(UnknownName, match="church"):
