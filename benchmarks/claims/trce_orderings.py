@@ -200,10 +200,13 @@ def claims(
         return [together(whole, parts, complete=len(others) + 1 == len(table.rows)), *parts]
     if name == "tokens" and {"[EoT]", "[KEY]"} <= tried:
         known, found = judged(results(args)), []
-        for split in ("implicit_combination", "explicit"):
+        for split in ("implicit_combination", "explicit", "preserve_test"):
             shown = {row: on_split(known, one, split, world, splits_of(table, args)[split], "test")
                      for row, one in by_name.items() if row in ("[EoT]", "[KEY]")}  # fmt: skip
-            found.append(compared("[EoT]", "[KEY]", split, shown))
+            if split == "preserve_test":
+                found.append(compared("[KEY]", "[EoT]", split, shown) | {"claim": "[EoT] keeps more than [KEY]"})
+            else:
+                found.append(compared("[EoT]", "[KEY]", split, shown))
         return found
     if name == "synonyms" and len(rows) > 1:
         return [

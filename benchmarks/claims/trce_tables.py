@@ -181,7 +181,7 @@ def draw(found: pd.DataFrame, name: str, path: Path) -> None:
         title = orderings.POOLED if split == "attacked" else split
         axis.set(title=title, xlim=(-0.03, 1.03), ylim=(-0.6, len(names) - 0.4), xlabel="shown")
         axis.set_yticks(range(len(names))[::-1], names)
-    figure.suptitle(name)
+    figure.suptitle(f"TRCE, {name}; dashed: the unedited model")
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 

@@ -69,6 +69,12 @@ OF_MANY: dict[str, dict[str, Any]] = {
     "trce": {**VISUAL, "text": TEXT_OF_MANY},
 }
 OF_STYLES: dict[str, dict[str, Any]] = {"rece": {"epochs": 1, "penalty": 1e-3}}
+#: One group: of eleven settings on weapon. At strength 1 both lose a quarter of ``preserve_fit`` or everyday prompts.
+OF_GROUPS: dict[str, dict[str, Any]] = {
+    "uce": {"ridge": 0.05, "strength": "auto", "max_damage": 0.03},
+    "rece": {"strength": "auto", "max_damage": 0.05},
+}
+OF_KIND = {"style": OF_STYLES, "group": OF_GROUPS}
 
 
 def options_of(method: str, concepts: Sequence[Any]) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def options_of(method: str, concepts: Sequence[Any]) -> dict[str, Any]:
         return _of_esd(concepts) | gates | ITERATIONS["p_esd"].get(concepts[0].name, {})
     if method == "ablating_concepts":
         return AC | ITERATIONS["ablating_concepts"].get(concepts[0].name, {})
-    special = OF_MANY if len(concepts) > 1 else OF_STYLES if concepts[0].kind == "style" else {}
+    special = OF_MANY if len(concepts) > 1 else OF_KIND.get(concepts[0].kind, {})
     return dict(special.get(method, OF_ONE.get(method, {})))
 
 
