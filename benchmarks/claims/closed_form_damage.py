@@ -62,7 +62,7 @@ def draw(table: pd.DataFrame, found: dict[str, tuple[float, float, float]], path
     for axis, (kind, colour) in zip(figure.subplots(1, 2, sharey=True), KINDS.items(), strict=True):
         axis.plot(table[f"damage_{kind}"], table["loss"], "o", color=colour, alpha=0.7)
         value, low, high = found[kind]
-        axis.set(xlabel=f"relative change of keys and values, {kind} texts",
+        axis.set(xlabel=f"damage on {kind} texts",
                  title=f"Spearman {value:.2f} [{low:.2f}, {high:.2f}]")  # fmt: skip
     figure.axes[0].set_ylabel("preserve_test loses")
     figure.savefig(path, dpi=110)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from erase.closed_form._texts import kept_rows
 from erase.gram import change_of_output, outer
 from probe import compat, sites
 from probe.errors import BadInput
+
+logger = logging.getLogger(__name__)
 
 #: Everyday texts that no edit should move far: the collapse check measures on those that name nothing erased (ours).
 EVERYDAY = ("a dog", "a house", "a red car on a street", "a bowl of fruit", "a tree in the snow", "a portrait",
@@ -114,7 +117,7 @@ def finished(
     - ``collisions``: pairs of an erased phrase and a preserved text that contains it
 
     Raises `BadInput` where the change is not finite, moves preserved rows by more than ``collapse`` of their size, or
-    everyday texts, which nothing need hold, by more than twice that.
+    everyday texts, which nothing need hold, by more than twice that; the latter by more than once is a warning.
     """
     collisions = warn_of_collisions(erased, kept.texts if kept is not None else ())
     everyday = _everyday(pipe, erased)
@@ -139,6 +142,11 @@ def finished(
             expected=f"at most {bounds['preserved']:g} (preserved) and {bounds['everyday']:g} (everyday)",
             fix="raise ridge or the weight of preserve, lower the erase weight, strength='auto', or collapse=inf",
         )
+    if damage.get("everyday", 0.0) > collapse:
+        logger.warning(
+            "%s moves keys and values of everyday texts by %.2f of their size: what is not preserved will suffer "
+            "(docs/methods/closed_form.md, damage)", name, damage["everyday"],
+        )  # fmt: skip
     report = {**solved.systems, **solved.more, "layers": relative, "damage": damage,
               "collisions": [list(pair) for pair in collisions]}  # fmt: skip
     inputs = {} if kept is None else {"preserve": kept.source}

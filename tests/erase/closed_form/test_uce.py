@@ -161,13 +161,19 @@ def test_auto_takes_the_strongest_edit_within_the_bound():
         erase.uce(pipe, "church", anchor="a hut", preserve=KEEP, strength="auto", max_damage=1e-12, **LOOSE)
 
 
-def test_an_edit_that_destroys_everyday_prompts_is_refused():
+def test_an_edit_that_destroys_everyday_prompts_is_refused_and_one_that_harms_them_says_so(caplog):
     pipe = pipeline()
     ruinous = {"anchor": "", "preserve": (), "preserve_scale": 0.0, "ridge": 1e-9, "tokens": "all_tokens"}
     with pytest.raises(BadInput, match="noise") as error:
         erase.uce(pipe, "church", collapse=0.01, **ruinous)
     assert "ridge" in error.value.fix
-    assert erase.uce(pipe, "church", **ruinous, **LOOSE).report["damage"]["everyday"] > 0.01
+    damage = erase.uce(pipe, "church", **ruinous, **LOOSE).report["damage"]["everyday"]
+    assert damage > 0.01
+    caplog.clear()
+    erase.uce(pipe, "church", collapse=damage * 1.01, **ruinous)
+    assert "what is not preserved will suffer" not in caplog.text
+    erase.uce(pipe, "church", collapse=damage / 1.5, **ruinous)
+    assert "what is not preserved will suffer" in caplog.text
 
 
 def test_edits_of_few_rows_are_stored_as_factors(any_pipe):
