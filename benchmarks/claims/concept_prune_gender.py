@@ -152,7 +152,7 @@ def agreement(pipe: Any, world: Any, args: argparse.Namespace) -> dict[str, floa
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Reversed and lost by profession, a panel a direction."""
-    figure = Figure(figsize=(10, 3.8))
+    figure = Figure(figsize=(10, 4.1))
     own = table[(table["style"] == "all") & (table["concept"] != "all")]
     for axis, (direction, part) in zip(figure.subplots(1, 2, sharey=True), own.groupby("direction"), strict=True):
         for i, (ratio, line) in enumerate(part.groupby("skill_ratio")):
@@ -164,7 +164,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             axis.plot(at, line["lost"], "x", color=colour, markersize=4)
         axis.set_xticks(range(part["concept"].nunique()), list(dict.fromkeys(part["concept"])), rotation=45, ha="right")
         axis.set(title=f"towards {direction} (x: profession lost)", ylim=(-0.03, 1.03))
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.96))
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
