@@ -144,7 +144,7 @@ def names() -> Iterator[Row]:
     yield Row("method", SCORE + " --method wnada", error, ["score", "'wnada'"], nearest="wanda")
     yield Row("metric", EVALUATE + " --metrics raet", error, ["content_kept"], nearest="rate")
     yield Row("choice", PRUNE + " --scope golbal", error, ["scope", "row"], nearest="global")
-    yield Row("edit", DRAW.replace("/edit", "/edti"), error, nearest="{s}/edit")
+    yield Row("edit", DRAW.replace("/edit", "/edti"), "BadInput", ["no edit here"], nearest="{s}/edit")
     yield Row("model", RECORD.replace("/model", "/modle"), error, ["model_index.json"], nearest="{s}/model")
 
 
