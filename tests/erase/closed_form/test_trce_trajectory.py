@@ -21,7 +21,8 @@ from tests.oracles import closed_form as oracle
 
 KINDS = ("sd15", "sd21", "sdxl")
 PAIRS = [Pair("a cat", "a hut"), Pair("one cat", "one hut")]
-SHORT = {"cached": 2, "retained": 2, "kept": 2, "steps": 4, "epochs": 1, "lr": 1e-3, "progress": False}
+#: Few of everything; the margin keeps the hinge open, whatever tiny models of random weights predict.
+SHORT = {"cached": 2, "retained": 2, "kept": 2, "steps": 4, "epochs": 1, "lr": 1e-3, "margin": 10.0, "progress": False}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -297,7 +298,8 @@ def test_both_stages_with_the_untouched_model_as_teacher(any_pipe, file):
     alone = erase.trce_trajectory(any_pipe, "cat", augment=file, **SHORT)
     second = erase.trce_trajectory(any_pipe, "cat", augment=file, first_stage=first, **SHORT)
     assert second.base_edits == [(first.id, "trce_text")]
-    assert second.report["losses"]["retain"][0] > 0  # the first stage has moved what eps* keeps
+    begun = [one.report["losses"]["loss"][0] for one in (alone, second)]
+    assert begun[0] != begun[1], "the first stage has moved what is predicted"
     assert alone.report["losses"]["retain"][0] < 1e-8
     with pytest.raises(EditOrderError), second.applied(any_pipe):
         pass
