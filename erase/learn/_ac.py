@@ -115,7 +115,8 @@ def ablating_concepts(
         "cached", None, RETAINED, steps, guidance, "bin", batch_size, seed, objective.folder, objective.progress
     )
     kept, _ = checked_preserve(preserve, items, retain)
-    weights = Weights(pipe, parts := parts_of(pipe, (train := opened(train))))
+    train = opened(train)
+    weights = Weights(pipe, parts := parts_of(pipe, train))
     student: Student = BosBlocked(pipe, weights) if block_bos else weights
     options = {
         **objective.to_json(),

@@ -118,7 +118,8 @@ def esd(
     )
     kept, _ = checked_preserve(preserve, items, retain)
     objective = EsdObjective.of(items, prompts, anchor=anchor, eta=eta, erase_from=erase_from)
-    student = Weights(pipe, parts := parts_of(pipe, (train := opened(train))))
+    train = opened(train)
+    student = Weights(pipe, parts := parts_of(pipe, train))
     options = {
         **objective.to_json(),
         "train": [part.to_json() for part in parts],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from probe import NeuronMap, Site
 from probe import sites as sites_of
+from probe._paths import finding
 from probe.errors import BadInput, nearest
 from probe.provenance import fingerprint
 
@@ -81,8 +82,9 @@ GROUPS: dict[str, Test] = {
 
 def opened(train: Any) -> Any:
     """``train`` with a saved neuron map read: its path, or ``"emoji/<name>"``. Anything else as it is."""
-    named = isinstance(train, str) and train not in GROUPS and (train.startswith("emoji/") or Path(train).exists())
-    return NeuronMap.load(train) if named or isinstance(train, Path) else train
+    if isinstance(train, str) and (train in GROUPS or not finding(train, "neuron_map").exists()):
+        return train
+    return NeuronMap.load(train) if isinstance(train, str | Path) else train
 
 
 def parts_of(pipe: Any, train: str | Sequence[str] | NeuronMap, *, weights_only: bool = False) -> list[Part]:

@@ -163,7 +163,8 @@ def differentiable_prune(
             progress=progress is True,
         )
     started: dict[str, float] = {}
-    parts = parts_of(pipe, train := opened(train), weights_only=True)
+    train = opened(train)
+    parts = parts_of(pipe, train, weights_only=True)
     learning = Gates(pipe, parts, kind=gates, by_unit=unit == "neuron", init=init, seed=seed)
     student: Student = BosBlocked(pipe, learning) if block_bos and not of_esd else learning
 

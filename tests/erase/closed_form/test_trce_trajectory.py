@@ -300,6 +300,8 @@ def test_both_stages_with_the_untouched_model_as_teacher(any_pipe, file):
     assert second.base_edits == [(first.id, "trce_text")]
     begun = [one.report["losses"]["loss"][0] for one in (alone, second)]
     assert begun[0] != begun[1], "the first stage has moved what is predicted"
+    if not getattr(any_pipe.config, "force_zeros_for_empty_prompt", False):
+        assert second.report["losses"]["retain"][0] > 0, "and for the empty prompt, which eps* keeps"
     assert alone.report["losses"]["retain"][0] < 1e-8
     with pytest.raises(EditOrderError), second.applied(any_pipe):
         pass
