@@ -123,7 +123,8 @@ def keep(name: str, found: list[dict[str, Any]], rows: Rows, file: Path, mark: s
     for r in table.itertuples():
         unit = "" if r.unit == "ratio" else f" {r.unit}"
         interval = "" if np.isnan(r.low) else f" [{r.low:.3g}, {r.high:.3g}]"
-        lines.append(f"| {r.what} | {r.value:.3g}{interval}{unit} | {r.bar} | {r.n} | {r.note} | {r.date} |")
+        bar = "" if pd.isna(r.bar) else r.bar
+        lines.append(f"| {r.what} | {r.value:.3g}{interval}{unit} | {bar} | {r.n} | {r.note} | {r.date} |")
     text = "\n".join([*lines, "", f"{table['machine'].iloc[-1]}; {table['versions'].iloc[-1]}.", ""])
     readme.write_text(head + begin + text + end + rest.partition(end)[2])
 
