@@ -82,7 +82,7 @@ class Gate:
             result[at] = found.reshape(-1)[at].float() * inner.reshape(-1)[at].float() * slope
             return result.view_as(learned)
         if slope is None:
-            return per_gate * hard_concrete.straight_slope(learned)
+            return hard_concrete.straight_slope(learned).mul_(per_gate)
         every = torch.zeros_like(per_gate)
         every[at] = slope
         return per_gate * every
@@ -172,8 +172,8 @@ class ClosedShare(torch.autograd.Function):
         """p' = -p (1 - p)."""
         (learned,) = ctx.saved_tensors
         p = _closed(learned, ctx.kind)
-        return p.mul_(p - 1).mul_(grad), None
+        return p.addcmul_(p, p, value=-1).mul_(-grad), None
 
 
 def _closed(learned: Tensor, kind: Kind) -> Tensor:
-    return hard_concrete.closed_probability(learned) if kind == "hard-concrete" else torch.sigmoid(-learned)
+    return hard_concrete.closed_probability(learned) if kind == "hard-concrete" else learned.neg().sigmoid_()
