@@ -116,9 +116,9 @@ def tables(world: Any) -> dict[str, Table]:
     )
 
     def swept(of: str, values: tuple[float, ...], method: str = "trce_text") -> tuple[Row, ...]:
-        return tuple(row(f"{n} {of}", method, value=n, **{of: n}) for n in values)
+        return tuple(row(f"{n:g} {of}", method, value=n, **{of: n}) for n in values)
 
-    etas = tuple(row(f"eta {f:g}", "trce_text", value=f, eta=f * TEXT["eta"]) for f in (0.2, 0.5, 1, 2))
+    etas = swept("eta", tuple(factor * TEXT["eta"] for factor in (0.2, 0.5, 1, 2)))
     betas = tuple(row(f"beta {b}", "trce", value=b, beta=float(b)) for b in (3, 5, 10, 15, 20))
     return {
         "methods": Table(methods, fresh=FRESH, seeds=3, kid=True, adaptive=True),
