@@ -151,7 +151,7 @@ def draw(table: pd.DataFrame, names: list[str], file: Path) -> None:
             ax.scatter(rows["shown"], rows["loss"], 20 + 200 * rows["broken"].astype(float), color=colour, alpha=0.7,
                        label=method)  # fmt: skip
         ax.axvline(part["original"].iloc[0], color="black", linewidth=0.8, linestyle="--")
-        ax.set(xlim=(-0.03, 1.03), title=name, xlabel="concept shown (area: nothing shown)")
+        ax.set(xlim=(-0.03, 1.03), ylim=(-0.15, 0.4), title=name, xlabel="concept shown (area: nothing shown)")
     figure.axes[0].set_ylabel("preserve_test loses")
     figure.axes[-1].legend(frameon=False, fontsize=8)
     figure.savefig(file, dpi=110, bbox_inches="tight")
