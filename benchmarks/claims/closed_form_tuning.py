@@ -5,8 +5,8 @@
 CASE is any of ``weapon church ink groups`` (the five groups in one edit). Every setting of `TRIED` erases it once and
 is judged on explicit tuning prompts and ``preserve_fit``. What closed forms preserve by default is of that split too,
 so pictures tell less than they should about what others lose; settings that they cannot tell apart are told apart by
-damage on everyday texts. Chosen is what shows least, what is over a bar of loss or brokenness counted twice (as in
-`pruning_common.py`), and of several the one with the least such damage.
+damage on everyday texts. Chosen is what has the least `cost` (`pruning_common.py`), and of several the one with the
+least such damage.
 Writes ``closed_form_tuning.csv`` beside this file: one row a setting, ``chosen`` by eraser and case. An eraser that
 refuses a setting is a row that says why. `data/build/settings.py` has what was taken.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 from keeping import kept, tell, updated
 from models import common_arguments, opened, own, parsed
-from pruning_common import BARS
+from pruning_common import cost
 
 import erase
 import probe
@@ -63,7 +63,7 @@ TRIED: dict[str, dict[str, list[dict[str, Any]]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join(TRIED)}; all by default")
+    parser.add_argument("cases", nargs="*", choices=[[], *TRIED], default=[], help="all by default")
     common_arguments(parser, OUT, HERE / "closed_form_tuning.csv")
     args = parsed(parser, OUT)
     cases = args.cases or list(TRIED)
@@ -127,9 +127,8 @@ def judged(edits: dict[str, Any], pipe: Any, world: Any, concepts: Sequence[Any]
 
 def best(part: pd.DataFrame) -> Any:
     """The index of the setting that shows least within the bars; of equals, that of the least everyday damage."""
-    over = sum((part[what] - BARS[what]).clip(lower=0) for what in ("loss", "broken"))
-    cost = part["shown"] + 2 * over
-    return part.loc[cost <= cost.min() + 1e-9, "damage_everyday"].idxmin()
+    costs = cost(part)
+    return part.loc[costs <= costs.min() + 1e-9, "damage_everyday"].idxmin()
 
 
 def plan(cases: Sequence[str], args: argparse.Namespace) -> None:

@@ -167,13 +167,15 @@ def summary(table: pd.DataFrame, kept: str) -> pd.DataFrame:
     }).reset_index()  # fmt: skip
 
 
-def chosen(tried: pd.DataFrame) -> pd.Series:
-    """The row of a method that keeps to the bars of loss and brokenness and shows least; without one, the nearest.
-
-    What is over a bar counts twice as much as what is still shown.
-    """
+def cost(tried: pd.DataFrame) -> pd.Series:
+    """What is still shown, and twice what is over the bars of loss and brokenness: least is best."""
     over = (tried["loss"] - BARS["loss"]).clip(lower=0) + (tried["broken"] - BARS["broken"]).clip(lower=0)
-    return tried.loc[(tried["shown"] + 2 * over).astype(float).idxmin()]
+    return (tried["shown"] + 2 * over).astype(float)
+
+
+def chosen(tried: pd.DataFrame) -> pd.Series:
+    """The row of a method that keeps to the bars of loss and brokenness and shows least; without one, the nearest."""
+    return tried.loc[cost(tried).idxmin()]
 
 
 class Match(NamedTuple):

@@ -118,19 +118,18 @@ def tables(world: Any) -> dict[str, Table]:
     def swept(of: str, values: tuple[float, ...], method: str = "trce_text") -> tuple[Row, ...]:
         return tuple(row(f"{n:g} {of}", method, value=n, **{of: n}) for n in values)
 
-    etas = swept("eta", tuple(factor * TEXT["eta"] for factor in (0.2, 0.5, 1, 2)))
-    betas = tuple(row(f"beta {b}", "trce", value=b, beta=float(b)) for b in (3, 5, 10, 15, 20))
+    etas = tuple(factor * TEXT["eta"] for factor in (0.2, 0.5, 1, 2))
     return {
         "methods": Table(methods, fresh=FRESH, seeds=3, kid=True, adaptive=True),
         "several": Table(several, {"explicit": 60, "preserve_test": 100}, kid=True),
-        "eta": Table(etas, fresh=ONE, trend=True),
+        "eta": Table(swept("eta", etas), fresh=ONE, trend=True),
         "tokens": Table(
             tuple(row(name, "trce_text", tokens=t, unchecked="[KEY]" in name) for name, t in tokens.items()), fresh=ONE
         ),
         "losses": Table(losses, fresh=ONE),
         "synonyms": Table(swept("synonyms", (1, 2, 5, 10, 20)), fresh=ONE, trend=True),
         "templates": Table(swept("templates", (1, 2, 5, 10, 15, 30)), fresh=ONE, trend=True),
-        "beta": Table(betas, fresh=ONE, trend=True),
+        "beta": Table(swept("beta", (3.0, 5.0, 10.0, 15.0, 20.0), "trce"), fresh=ONE, trend=True),
         "styles": Table(styles, {"explicit": 40, "preserve_test": 100}),
     }
 
